@@ -1,0 +1,427 @@
+"""The ``mlops`` command: parse, one library call, print.
+
+Results go to stdout, progress to stderr. Exit codes: 0 yes; 1 error; 2 usage; 3 it worked and the answer is no (a gate
+failed, drift was found). Every command imports what it needs, so that ``mlops --help`` loads neither MLflow nor pandas.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlops_lib.errors import MlopsError
+from mlops_lib.report import Report, table_lines
+
+if TYPE_CHECKING:
+    from mlops_lib.project import Project
+
+NO = 3  # it worked and the answer is no
+
+
+class Commands(click.Group):
+    """The one handler of errors: one line in red and exit 1; ``--debug`` shows the traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of the loop, not of the alphabet."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; the refusals of a promotion or rollback are answers (3), every other error is 1."""
+        try:
+            return super().invoke(ctx)
+        except MlopsError as error:
+            from mlops_lib.errors import HeadMovedError, PromotionRefusedError, RollbackRefusedError
+
+            if ctx.params.get("debug"):
+                raise
+            click.secho(str(error), fg="red", err=True)
+            refused = isinstance(error, PromotionRefusedError | RollbackRefusedError | HeadMovedError)
+            ctx.exit(NO if refused else 1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--project", "file", type=click.Path(path_type=Path), help="Project file; default notebooks/project.py.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="mlops-lib")
+@click.pass_context
+def main(ctx: click.Context, file: Path | None, debug: bool) -> None:
+    """From a notebook to a model in production, and back again.
+
+    \b
+    mlops run 02_train -p family=logistic     train a candidate
+    mlops promote 7 staging                   move it on its verdict
+    mlops history prod                        who moved what, when, why
+    """
+    ctx.obj = file
+
+
+def _project(ctx: click.Context) -> Project:
+    from mlops_lib.project import load_project
+
+    return load_project(ctx.obj)
+
+
+def _print(as_json: bool, value: Any, lines: Callable[[], Iterable[str]]) -> None:
+    """Print a value as JSON for machines, or as lines for people."""
+    if as_json:
+        click.echo(json.dumps(value, default=str, indent=1))
+    else:
+        click.echo("\n".join(lines()))
+
+
+def _table(header: list[str], rows: list[list[object]]) -> list[str]:
+    return table_lines([header, *rows]) if rows else ["none"]
+
+
+def _bar(unit: str) -> Any:
+    """Return a progress bar on stderr, silent where that is no terminal."""
+    from tqdm import tqdm
+
+    return tqdm(unit=unit, unit_scale=True, disable=None, file=sys.stderr, leave=False)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+stage_option = click.option("--stage", help="Stage whose version is used; default the last one, prod.")
+
+
+@main.command()
+@click.pass_context
+def ingest(ctx: click.Context) -> None:
+    """Write the tables of every period, once.
+
+    Example: mlops ingest
+    """
+    project = _project(ctx)
+    if project.ingest is None:
+        raise click.UsageError("the project declares no ingest function")
+    periods = project.ingest()
+    click.echo(f"{len(periods)} periods: {periods[0]} to {periods[-1]}")
+
+
+@main.command()
+@click.argument("notebook")
+@click.option("-p", "--parameter", "given", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
+@click.option("--timeout", "timeout_s", type=float, help="Seconds for the whole notebook.")
+@click.option("--cached", is_flag=True, help="Return the finished run if nothing it depends on has changed.")
+@click.option("--parameters", "show", is_flag=True, help="Print the notebook's parameters and stop.")
+@json_option
+@click.pass_context
+def run(
+    ctx: click.Context,
+    notebook: str,
+    given: tuple[str, ...],
+    timeout_s: float | None,
+    cached: bool,
+    show: bool,
+    as_json: bool,
+) -> None:
+    """Run a notebook with parameters, as one tracked run.
+
+    Example: mlops run 02_train -p family=logistic -p train_until=2013-03
+    """
+    from mlops_lib.notebooks.run import find_notebook, read_notebook, run_notebook
+    from mlops_lib.notebooks.signature import read_signature
+
+    project = _project(ctx)
+    path = find_notebook(project, notebook)
+    signature = read_signature(read_notebook(path), path)
+    if show:
+        rows: list[list[object]] = [[p.name, p.annotation, repr(p.default), p.help] for p in signature.values()]
+        click.echo("\n".join(_table(["name", "type", "default", "help"], rows)))
+        return
+    values = _parse(given, signature)
+    with _bar("cell") as bar:
+
+        def progress(cell: int, n_cells: int, title: str) -> None:
+            bar.total, bar.n = n_cells, cell - 1
+            bar.set_description_str(title[:40])
+
+        done = run_notebook(project, path, values, timeout_s=timeout_s, cached=cached, progress=progress)
+    where = {"run_id": done.run_id, "cached": done.cached, "executed": done.executed_path, "html": done.html_path}
+    _print(
+        as_json,
+        {"notebook": path.name, **where, "duration_s": round(done.duration_s, 3), "result": dict(done.result)},
+        lambda: [str(done), f"report: {done.html_path}"],
+    )
+
+
+def _parse(given: tuple[str, ...], signature: Mapping[str, Any]) -> dict[str, Any]:
+    from mlops_lib.notebooks.signature import parse_value
+
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"'{text}' is not NAME=VALUE")
+        values[name] = parse_value(signature[name], value) if name in signature else value
+    return values
+
+
+@main.command()
+@json_option
+@click.pass_context
+def models(ctx: click.Context, as_json: bool) -> None:
+    """List every version with its stages and metrics, newest first.
+
+    Example: mlops models
+    """
+    from mlops_lib import registry
+
+    project = _project(ctx)
+    versions = registry.list_versions(project)
+    names = sorted({name for version in versions for name in version.metrics})
+    rows: list[list[object]] = [
+        [v.version, ", ".join(v.stages), *(v.metrics.get(n) for n in names), v.created_at, v.description]
+        for v in versions
+    ]
+    header = ["version", "stages", *names, "registered", "description"]
+    _print(as_json, [asdict(v) for v in versions], lambda: _table(header, rows))
+
+
+@main.command()
+@click.argument("version")
+@json_option
+@click.pass_context
+def show(ctx: click.Context, version: str, as_json: bool) -> None:
+    """Show a version: where it came from, what it was trained on, what it passed.
+
+    Example: mlops show prod
+    """
+    from mlops_lib import registry
+
+    project = _project(ctx)
+    found = registry.get_version(project, version)
+    lineage = registry.read_lineage(project, found)
+    verdict = registry.load_verdict(project, found.version)
+    facts = {**asdict(found), "lineage": lineage, "verdict": verdict.to_dict() if verdict else None}
+
+    def lines() -> list[str]:
+        head: list[list[object]] = [
+            ["version", f"{found.version} of '{found.name}', stages: {', '.join(found.stages) or 'none'}"],
+            ["registered", f"{found.created_at}  {found.description}"],
+            ["digest", found.digest],
+            *([name, value] for name, value in {**found.metrics, **lineage}.items()),
+        ]
+        return [*table_lines(head), "", str(verdict) if verdict else "no verdict on it yet: run 03_validate"]
+
+    _print(as_json, facts, lines)
+
+
+@main.command()
+@click.argument("version", type=int)
+@click.argument("stage")
+@click.option("--reason", default="", help="Why; written in the history.")
+@click.option("--force", is_flag=True, help="Move although gates failed; takes a reason, stays in the history.")
+@json_option
+@click.pass_context
+def promote(ctx: click.Context, version: int, stage: str, reason: str, force: bool, as_json: bool) -> None:
+    """Move a version to the next stage, on the verdict that 03_validate logged for it.
+
+    Example: mlops promote 7 staging --reason "best of four on April"
+    """
+    from mlops_lib import registry
+
+    entry = registry.promote(_project(ctx), version, stage, reason=reason, force=force)
+    _print(as_json, asdict(entry), lambda: [str(entry)])
+
+
+@main.command()
+@click.argument("stage")
+@click.option("--to", type=int, help="Version to go back to; default the one before.")
+@click.option("--reason", required=True, help="Why; written in the history.")
+@json_option
+@click.pass_context
+def rollback(ctx: click.Context, stage: str, to: int | None, reason: str, as_json: bool) -> None:
+    """Move a stage back to a version that it had, verified and loaded first.
+
+    Example: mlops rollback prod --reason "complaints from EWR"
+    """
+    from mlops_lib import registry
+
+    entry = registry.rollback(_project(ctx), stage, to=to, reason=reason)
+    _print(as_json, asdict(entry), lambda: [str(entry)])
+
+
+@main.command()
+@click.argument("stage", required=False)
+@json_option
+@click.pass_context
+def history(ctx: click.Context, stage: str | None, as_json: bool) -> None:
+    """Tell who moved what, when, why and on which evidence.
+
+    Example: mlops history prod
+    """
+    from mlops_lib import registry
+
+    entries = registry.history(_project(ctx), stage)
+
+    def lines() -> list[str]:
+        header = ["#", "when", "who", "move", "stage", "version", "from", "evidence", "why"]
+        rows: list[list[object]] = [
+            [e.number, e.at, e.actor, e.action, e.stage, e.version, e.from_version, e.verdict[:12], e.reason]
+            for e in entries
+        ]
+        text = _table(header, rows)
+        forced = {i for i, e in enumerate(entries, start=1) if e.action == "force"}
+        return [click.style(line, fg="red") if i in forced else line for i, line in enumerate(text)]
+
+    _print(as_json, [asdict(entry) for entry in entries], lines)
+
+
+@main.command()
+@click.argument("input_path", type=click.Path(path_type=Path))
+@click.argument("output_path", type=click.Path(path_type=Path))
+@stage_option
+@click.option("--version", type=int, help="Score with this version instead of a stage's.")
+@click.option("--rows", type=click.IntRange(min=1), help="Score only the first so many rows: a smoke test.")
+@json_option
+@click.pass_context
+def score(
+    ctx: click.Context,
+    input_path: Path,
+    output_path: Path,
+    stage: str | None,
+    version: int | None,
+    rows: int | None,
+    as_json: bool,
+) -> None:
+    """Score a table; rows that break the contract are set aside with their reasons.
+
+    Example: mlops score data/arrivals/2013-05.parquet scored.parquet --stage prod
+    """
+    from mlops_lib import scoring
+
+    project = _project(ctx)
+    with _bar("row") as bar:
+
+        def progress(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        which = version if version is not None else stage or project.production
+        result = scoring.score_table(project, which, input_path, output_path, rows=rows, progress=progress)
+    _print(as_json, asdict(result), lambda: [str(result), f"predictions: {result.output}"])
+
+
+@main.command()
+@stage_option
+@click.option("--version", type=int, help="Serve this version instead of a stage's.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=5001, show_default=True)
+@click.pass_context
+def serve(ctx: click.Context, stage: str | None, version: int | None, host: str, port: int) -> None:
+    """Answer MLflow's /invocations with a verified version, until interrupted.
+
+    Example: mlops serve --stage prod
+    """
+    from mlops_lib import registry, serving
+
+    project = _project(ctx)
+    release = registry.load_model(project, version if version is not None else stage or project.production)
+    serving.raise_for_port(host, port)
+    click.echo(f"version {release.version} of '{release.name}' on http://{host}:{port}/invocations", err=True)
+    serving.serve(release, host=host, port=port)
+
+
+@main.command()
+@click.argument("period")
+@stage_option
+@click.option("--as-of", type=click.DateTime(), help="Only labels known by then (UTC).")
+@json_option
+@click.pass_context
+def monitor(ctx: click.Context, period: str, stage: str | None, as_of: datetime | None, as_json: bool) -> None:
+    """Compare a period with the training data, and its predictions with the labels that have come. Exit 3 on drift.
+
+    Example: mlops monitor 2013-05
+    """
+    from mlops_lib import operate
+
+    project = _project(ctx)
+    seen = operate.monitor_period(project, period, stage, as_of=_aware(as_of))
+    reports: list[Report] = [seen.drift, seen.quality]
+    _print(as_json, [report.to_dict() for report in reports], lambda: [str(report) for report in reports])
+    ctx.exit(0 if seen.passed else NO)
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    from datetime import UTC
+
+    return moment.replace(tzinfo=UTC) if moment else None
+
+
+@main.command()
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def lab(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+    """Open JupyterLab on the notebooks, with the command line's store.
+
+    Example: mlops lab
+    """
+    project = _project(ctx)
+    _exec(project, "jupyter", "lab", str(project.root / project.notebooks), *arguments)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=5000, show_default=True)
+@click.pass_context
+def ui(ctx: click.Context, host: str, port: int) -> None:
+    """Open MLflow's own pages on the store.
+
+    Example: mlops ui
+    """
+    from mlops_lib import store
+
+    project = _project(ctx)
+    store.connect(project.tracking_uri)
+    if store.sqlite_path(project.tracking_uri) is None:
+        click.echo(f"The store is a server already: {project.tracking_uri}")
+        return
+    root = store.artifact_root(project.tracking_uri) or ""
+    uris = ["--backend-store-uri", project.tracking_uri, "--default-artifact-root", root]
+    click.echo(f"MLflow on http://{host}:{port} (model '{project.name}')", err=True)
+    _exec(project, "mlflow", "server", *uris, "--host", host, "--port", str(port), "--workers", "1")
+
+
+def _exec(project: Project, program: str, *arguments: str) -> None:
+    """Replace this process by a program of the same environment, with the project's store."""
+    import os
+
+    bin_folder = str(Path(sys.executable).parent)
+    environment = {
+        **project.environ,
+        "MLFLOW_TRACKING_URI": project.tracking_uri,
+        "MLOPS_PROJECT": str(project.file),
+        # Without the job runners a server for one user starts in 4 s with 2 processes instead of 9 s with 15.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PATH": f"{bin_folder}{os.pathsep}{project.environ.get('PATH', '')}",
+    }
+    os.chdir(project.root)
+    os.execve(f"{bin_folder}/{program}", [program, *arguments], environment)
+
+
+@main.command()
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Check environment, project, store and registry; say what to do about each fault. Exit 3 if one was found.
+
+    Example: mlops doctor
+    """
+    from mlops_lib import operate
+
+    report = operate.examine(ctx.obj)
+    facts = table_lines([[name, value] for name, value in report.facts.items()])
+    _print(as_json, report.to_dict(), lambda: [str(report), "", *facts])
+    ctx.exit(0 if report.passed else NO)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""What ``jupyter_client`` sees of a warm kernel: a local kernel that happens to start at once.
+
+Only kernels of this interpreter are warm; a kernelspec of another environment or language is started as ever.
+The transport is a Unix socket in a private folder instead of TCP ports, which others could read or grab first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.blocking import BlockingKernelClient
+from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.utils import ensure_async, run_sync
+
+from mlops_lib import kernels
+from mlops_lib.errors import RuntimeDirectoryError, WarmKernelError
+from mlops_lib.kernels.server import receive, send
+
+ANSWER_TIMEOUT_S = 30.0
+_explained: set[str] = set()
+
+
+class WarmProcess:
+    """A forked kernel with the methods of ``subprocess.Popen`` that a provisioner uses."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        self.connection, self.pid = connection, pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit status, or None while the kernel runs."""
+        if self.returncode is None and select.select([self.connection], [], [], 0)[0]:
+            try:
+                self.returncode = receive(self.connection)[0]["returncode"]
+            except (EOFError, OSError):  # the server is gone, and nobody else would end the kernel
+                self.send_signal(signal.SIGKILL)
+                self.returncode = -signal.SIGKILL
+        return self.returncode
+
+    def wait(self) -> int | None:
+        """Block until the kernel has ended, and let its process number go."""
+        while self.returncode is None:
+            select.select([self.connection], [], [])
+            self.poll()
+        self.connection.close()
+        return self.returncode
+
+    async def wait_async(self) -> None:
+        """Return once the kernel has ended, without polling."""
+        loop = asyncio.get_running_loop()
+        while self.poll() is None:
+            readable = loop.create_future()
+            file = os.dup(self.connection.fileno())  # a loop has one callback a file, and others may wait too
+            loop.add_reader(file, lambda future=readable: future.done() or future.set_result(None))
+            try:
+                await readable
+            finally:
+                loop.remove_reader(file)
+                os.close(file)
+
+    def send_signal(self, signum: int) -> None:
+        """Signal the kernel's process group. Its number stays taken until this side hangs up."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signum)
+
+    def terminate(self) -> None:
+        """Ask the kernel to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the kernel."""
+        self.send_signal(signal.SIGKILL)
+
+
+class WarmProvisioner(LocalProvisioner):  # type: ignore[misc]
+    """Launches kernels from a warm server, or plain ones where that is not possible."""
+
+    folder: Path | None = None
+    lock: int | None = None
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Choose the transport before the connection file is written."""
+        manager = self.parent
+        if self.folder is None and _is_ours(self.kernel_spec.argv):
+            try:
+                if not kernels.is_supported():
+                    raise WarmKernelError(reason=f"kernels cannot be forked on {sys.platform}")
+                self.folder, self.lock = kernels.make_kernel_directory()
+            except (WarmKernelError, RuntimeDirectoryError) as error:
+                explain(error)
+            else:
+                manager.transport, manager.ip, manager.cache_ports = "ipc", str(self.folder / "s"), False
+                manager.client_factory = _quick(manager.client_factory)
+        return await super().pre_launch(**kwargs)  # type: ignore[no-any-return]
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
+        """Fork a kernel; where that fails say why and start a plain one."""
+        if self.folder is None:
+            return await super().launch_kernel(cmd, **kwargs)
+        try:
+            # In a thread, because a server may have to be started first, which takes seconds.
+            self.process = await asyncio.to_thread(fork_kernel, cmd, **self._scrub_kwargs(kwargs))
+        except (WarmKernelError, RuntimeDirectoryError) as error:
+            explain(error)
+            return await super().launch_kernel(cmd, **kwargs)
+        self.pid = self.pgid = self.process.pid
+        self.cwd = kwargs.get("cwd") or Path.cwd()
+        return self.connection_info
+
+    async def wait(self) -> int | None:
+        """Wait for the kernel's end."""
+        if isinstance(self.process, WarmProcess):
+            await self.process.wait_async()
+        return await super().wait()  # type: ignore[no-any-return]
+
+    async def send_signal(self, signum: int) -> None:
+        """Signal the kernel's process group."""
+        if signum == signal.SIGINT and self.parent and self.parent.shutting_down:
+            # Managers interrupt a kernel before its shutdown, often while it puts away its last answer, which
+            # ipykernel then reports as an error on the terminal. A spawned kernel is seldom that close behind.
+            await asyncio.sleep(0.005)
+        await super().send_signal(signum)
+
+    async def kill(self, restart: bool = False) -> None:
+        """Kill the kernel and see it gone, so that the manager need not poll for it."""
+        await super().kill(restart)
+        await self._wait_briefly()
+
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        """Give the kernel the time to obey before the manager starts to poll."""
+        await self._wait_briefly()
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Remove the sockets and let go of a kernel that has died by itself."""
+        if isinstance(self.process, WarmProcess) and self.process.poll() is not None:
+            self.process.wait()
+        if self.folder and self.lock is not None and not restart:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self.lock)
+            self.folder = self.lock = None
+        await super().cleanup(restart)
+
+    async def _wait_briefly(self) -> None:
+        if isinstance(self.process, WarmProcess):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.process.wait_async(), timeout=1)
+
+
+def fork_kernel(
+    cmd: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str | None = None,
+    stdout: Any = None,
+    stderr: Any = None,
+    **others: Any,
+) -> WarmProcess:
+    """Ask the server for a kernel, starting the server if need be, and return when the kernel is ready to answer.
+
+    Raises
+    ------
+    WarmKernelError
+        With the reason. No kernel is left behind.
+    """
+    unusual = [name for name, value in others.items() if value is not None and (name, value) != ("independent", False)]
+    if unusual:
+        raise WarmKernelError(reason=f"the caller asks for {', '.join(unusual)}, which a fork cannot give")
+    module = list(cmd).index("-m")
+    python, argv = [sys.executable, *cmd[1:module]], cmd[module + 2 :]
+    directory = kernels.runtime_directory()
+    key = kernels.compute_key(python, env)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(ANSWER_TIMEOUT_S)
+    try:
+        try:
+            connection.connect(str(directory / f"{key}.sock"))
+        except (FileNotFoundError, ConnectionRefusedError):
+            kernels.start_server(directory, key, python, env)
+            connection.connect(str(directory / f"{key}.sock"))
+        with contextlib.ExitStack() as stack:
+            files = tuple(_open_stream(stream, default, stack) for stream, default in ((stdout, 1), (stderr, 2)))
+            send(connection, {
+                "argv": list(argv),
+                "env": dict(env),
+                "cwd": str(Path(cwd or ".").absolute()),
+                "umask": _read_umask(),
+                "limits": {limit: soft for limit, (soft, _) in kernels.read_limits().items()},
+            }, files)  # fmt: skip
+        answer, _ = receive(connection)
+    except (OSError, EOFError) as error:
+        connection.close()
+        what = "did not answer in time" if isinstance(error, TimeoutError) else "ended without an answer"
+        raise WarmKernelError(reason=f"its server {what}") from None
+    except BaseException:
+        connection.close()
+        raise
+    if "pid" not in answer:
+        connection.close()
+        raise WarmKernelError(reason=f"the fork failed: {answer.get('error', answer)}")
+    connection.settimeout(None)
+    return WarmProcess(connection, answer["pid"])
+
+
+def explain(error: Exception) -> None:
+    """Say once on stderr why a kernel is a plain one."""
+    if str(error) not in _explained:
+        _explained.add(str(error))
+        print(f"{error} A plain kernel is used; its imports take their usual time.", file=sys.stderr)
+
+
+def _is_ours(argv: Sequence[str]) -> bool:
+    """Tell whether a kernelspec starts ipykernel on this interpreter."""
+    names = {"python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info[:2])}
+    here = Path(sys.executable).absolute()
+    python = here if argv[0] in names else Path(argv[0]).absolute()
+    same = python == here or (python.parent == here.parent and python.name in names)
+    return same and "ipykernel_launcher" in argv and argv[argv.index("ipykernel_launcher") - 1] == "-m"
+
+
+def _open_stream(stream: Any, default: int, stack: contextlib.ExitStack) -> int:
+    """Return the file that ``subprocess`` would give a child for its ``stdout`` or ``stderr`` argument."""
+    if stream == subprocess.DEVNULL:
+        return stack.enter_context(Path(os.devnull).open("wb")).fileno()
+    if stream in (subprocess.PIPE, subprocess.STDOUT):
+        raise WarmKernelError(reason="the caller asks for a pipe to the kernel's output, which a fork does not give")
+    if stream is not None:
+        return stream if isinstance(stream, int) else int(stream.fileno())
+    try:
+        os.fstat(default)
+    except OSError:  # a daemon without standard files
+        return _open_stream(subprocess.DEVNULL, default, stack)
+    return default
+
+
+def _read_umask() -> int:
+    """Read the umask without setting it, which would be seen by every thread."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
+
+
+def _quick(factory: type) -> type:
+    """Derive a client that knows a kernel is ready from its first complete answer, without 0.2 s of listening to silence."""
+    stock = {
+        AsyncKernelClient.wait_for_ready: _wait_for_ready,
+        BlockingKernelClient.wait_for_ready: run_sync(_wait_for_ready),
+    }
+    own = stock.get(factory.wait_for_ready)  # type: ignore[attr-defined]
+    return type(factory.__name__, (factory,), {"wait_for_ready": own}) if own else factory
+
+
+async def _wait_for_ready(client: Any, timeout: float | None = None) -> None:
+    """Ask for the kernel's info until one answer arrives on both channels; then nothing older can still be on its way."""
+    deadline = time.monotonic() + (timeout or float("inf"))
+    while True:
+        question = client.kernel_info()
+        try:
+            reply = await _read_answer(client.shell_channel, "kernel_info_reply", question, timeout=1)
+            while (await _read_answer(client.iopub_channel, "status", question, timeout=0.1))["content"][
+                "execution_state"
+            ] != "idle":
+                pass
+        except Empty:
+            if not await client._async_is_alive():
+                raise RuntimeError("Kernel died before replying to kernel_info") from None
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"Kernel didn't respond in {timeout:.0f} seconds") from None
+        else:
+            client._handle_kernel_info_reply(reply)
+            return
+
+
+async def _read_answer(channel: Any, kind: str, question: str, timeout: float) -> dict[str, Any]:
+    """Return the next message of a kind that answers a question; Empty when the channel falls silent first."""
+    while True:
+        message: dict[str, Any] = await ensure_async(channel.get_msg(timeout=timeout))
+        if message["msg_type"] == kind and message["parent_header"].get("msg_id") == question:
+            return message

@@ -1,0 +1,336 @@
+"""The process that holds the heavy imports and forks kernels from them.
+
+It runs as a script (``python server.py DIRECTORY KEY LOCK_FD IDLE_S``), so that nothing of ``mlops_lib`` is in the memory
+of the kernels: a notebook always imports the library as it is on disk now. It uses only the standard library itself,
+never creates a ZeroMQ context or an event loop, and never starts a thread, because none of these survives a fork.
+
+A kernel is asked for by connecting. The server forks at once, without reading a byte, so that no client can hold it up;
+the child reads its own request, becomes the kernel, and answers. The connection then stays open: when it closes, or
+the client's process ends, the kernel is killed with its whole process group. When the kernel ends first, the server
+sends its exit status and keeps it as a zombie until the client has hung up, so that its number cannot be reused
+while the client may still send signals to it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+with contextlib.suppress(ImportError):  # Windows has neither; there kernels are plain
+    import fcntl
+    import resource
+
+# Third-party packages only: project code changes while the server lives. What cannot be imported is skipped.
+# Beside what notebooks import, this is what a kernel and a first tracked run import by themselves.
+PRELOAD = """
+    ipykernel.kernelapp ipykernel.ipkernel ipykernel.debugger IPython.core.completerlib IPython.core.debugger
+    IPython.core.oinspect IPython.core.logger
+    IPython.core.pylabtools IPython.extensions.storemagic tornado.platform.asyncio
+    numpy pandas pandas.io.formats.html pyarrow.parquet pyarrow.dataset scipy.stats skops.io
+    matplotlib.pyplot matplotlib.backends.backend_agg
+    sklearn.ensemble sklearn.linear_model sklearn.pipeline sklearn.compose sklearn.preprocessing sklearn.impute
+    sklearn.model_selection sklearn.metrics sklearn.inspection sklearn.calibration sklearn.datasets
+    mlflow mlflow.sklearn mlflow.pyfunc.model mlflow.pyfunc.scoring_server mlflow.tracing.processor.otel mlflow.types.responses
+    mlflow.store.tracking.sqlalchemy_workspace_store mlflow.store.model_registry.sqlalchemy_store
+    mlflow.transformers alembic.command sqlalchemy.dialects.sqlite git pandera.pandas pydantic
+""".split()
+ADDED: dict[
+    str, str
+] = {}  # variables that scikit-learn and the debugger set when they are imported, as they must reach OpenMP
+
+
+def send(connection: socket.socket, message: dict[str, Any], files: tuple[int, ...] = ()) -> None:
+    """Write one message, and copies of open files with it."""
+    body = json.dumps(message).encode()
+    socket.send_fds(connection, [struct.pack("!I", len(body))], files)
+    connection.sendall(body)
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Read one message and the files that came with it; EOFError when the other side is gone."""
+    head, files, _, _ = socket.recv_fds(connection, 4, 8)
+    if len(head) < 4:
+        raise EOFError
+    body = b""
+    while len(body) < struct.unpack("!I", head)[0]:
+        part = connection.recv(struct.unpack("!I", head)[0] - len(body))
+        if not part:
+            raise EOFError
+        body += part
+    return json.loads(body), files
+
+
+def preload() -> dict[str, Any]:
+    """Import everything and return what is worth knowing about it; raise when a fork would not be safe."""
+    started, missing, before = time.monotonic(), [], dict(os.environ)
+    for name in PRELOAD:
+        try:
+            importlib.import_module(name)
+        except ImportError:  # a kernel that imports it will say so itself
+            missing.append(name)
+    ADDED.update(
+        {name: os.environ[name] for name in set(os.environ) - set(before) if name.startswith(("KMP_", "PYDEVD_"))}
+    )
+    if threading.active_count() > 1:
+        names = ", ".join(thread.name for thread in threading.enumerate()[1:])
+        raise RuntimeError(f"an import started Python threads, which a fork would lose: {names}")
+    tasks = Path("/proc/self/task").iterdir()
+    native = [(task / "comm").read_text().strip() for task in tasks if task.name != str(os.getpid())]
+    return {"preload_s": round(time.monotonic() - started, 3), "native_threads": native, "missing": missing}
+
+
+@dataclass(eq=False)
+class Child:
+    """A forked kernel, as its server sees it."""
+
+    pid: int
+    pidfd: int
+    connection: socket.socket
+    client_pidfd: int
+    ended: bool = False
+    abandoned: bool = False
+
+    def kill_group(self) -> None:
+        """Kill the kernel and everything in its process group."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)  # it may not have made its group yet
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+class Server:
+    """Forks kernels for clients of the same user until nobody has needed one for ``idle_s`` seconds."""
+
+    def __init__(self, listener: socket.socket, record_fd: int, idle_s: float, files: list[Path]) -> None:
+        self.listener, self.record_fd, self.idle_s, self.files = listener, record_fd, idle_s, files
+        self.poll = select.poll()
+        self.poll.register(listener, select.POLLIN)
+        self.children: dict[int, Child] = {}  # by each of its three watched files
+
+    def serve(self) -> None:
+        """Answer until idle. Whoever connects in the last moment is still served."""
+        while True:
+            events = self.poll.poll(None if self.children else self.idle_s * 1000)
+            if not events and not self.children:
+                self.hide()
+                self.idle_s = 0
+                events = self.poll.poll(0)
+                if not events:
+                    return
+            for file, _ in events:
+                child = self.children.get(file)
+                if file == self.listener.fileno():
+                    self.accept()
+                elif child and file == child.pidfd:
+                    self.note_end(child)
+                elif child:
+                    self.abandon(child)
+
+    def hide(self) -> None:
+        """Remove the server's files, once: the next may be those of its successor."""
+        while self.files:
+            self.files.pop().unlink(missing_ok=True)
+
+    def accept(self) -> None:
+        """Fork a kernel for a client of the same user; hang up on anybody else."""
+        connection, _ = self.listener.accept()
+        pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        try:
+            client_pidfd = os.pidfd_open(pid) if uid == os.getuid() else -1
+        except ProcessLookupError:
+            client_pidfd = -1
+        if client_pidfd < 0:
+            connection.close()
+            return
+        with warnings.catch_warnings():  # Python 3.12 warns of native threads; pyarrow's one handles forks
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            self.forget()
+            os.close(client_pidfd)
+            become_kernel(connection)
+        child = Child(pid, os.pidfd_open(pid), connection, client_pidfd)
+        # The child reads what comes from its client; the server only wants to know when it hangs up.
+        for file, event in (
+            (connection.fileno(), select.POLLRDHUP),
+            (client_pidfd, select.POLLIN),
+            (child.pidfd, select.POLLIN),
+        ):
+            self.poll.register(file, event)
+            self.children[file] = child
+
+    def forget(self) -> None:
+        """Close, in a forked child, everything that is the server's: others learn from it that somebody has gone."""
+        for file in (*self.children, self.record_fd):
+            os.close(file)
+        self.listener.close()
+
+    def note_end(self, child: Child) -> None:
+        """Kill what a dead kernel has left behind in its group, and tell its client the exit status."""
+        self.poll.unregister(child.pidfd)
+        result = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+        child.kill_group()
+        child.ended = True
+        if child.abandoned:
+            self.reap(child)
+        elif result:
+            status = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+            with contextlib.suppress(OSError):
+                send(child.connection, {"returncode": status})
+
+    def abandon(self, child: Child) -> None:
+        """Kill a kernel whose client has hung up or died."""
+        child.abandoned = True
+        child.kill_group()
+        for file in (child.connection.fileno(), child.client_pidfd):
+            self.poll.unregister(file)
+            del self.children[file]
+        child.connection.close()
+        os.close(child.client_pidfd)
+        if child.ended:
+            self.reap(child)
+
+    def reap(self, child: Child) -> None:
+        """Give the process number back."""
+        os.waitpid(child.pid, 0)
+        os.close(child.pidfd)
+        del self.children[child.pidfd]
+
+
+def become_kernel(connection: socket.socket) -> NoReturn:
+    """Turn a fork of the server into the kernel that the client asks for, as much as possible like a spawned one."""
+    code = 1
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.setsid()
+        connection.settimeout(30)
+        request, files = receive(connection)
+        try:
+            app = prepare(request, files)
+        except BaseException as error:
+            send(connection, {"error": f"{type(error).__name__}: {error}"})
+            raise
+        send(connection, {"pid": os.getpid()})
+        connection.close()
+        app.start()
+        code = 0
+        finish(app)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:  # noqa: BLE001 - a process that must not return into the server's loop
+        traceback.print_exc()
+    finally:
+        os._exit(code)  # half a million frozen objects are not taken apart one by one
+
+
+def finish(app: Any) -> None:
+    """Do what a Python process does at its end."""
+    # The control thread is still answering the shutdown request. A spawned kernel usually leaves it the time, because
+    # libraries imported later clean up first; here they were imported earlier, so the order is made the same.
+    app.control_thread.join(timeout=1)
+    atexit.unregister(app.close)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    app.close()
+
+
+def prepare(request: dict[str, Any], files: list[int]) -> Any:
+    """Set up the process like a spawned one and return its initialized, not yet running, kernel application."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for target, file in enumerate((null, *files)):
+        os.dup2(file, target)
+    for file in (null, *files):
+        os.close(file)
+    os.umask(request["umask"])
+    for limit, soft in request["limits"].items():
+        resource.setrlimit(int(limit), (soft, resource.getrlimit(int(limit))[1]))
+    os.environ.clear()
+    os.environ.update(ADDED | request["env"])
+    os.chdir(request["cwd"])
+    Path("/proc/self/comm").write_text("mlops-kernel")
+    # What was read once in the server is read again, or drawn again, here.
+    time.tzset()
+    tempfile.tempdir = None
+    importlib.invalidate_caches()
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()  # `random` and uuid reseed themselves in a fork, NumPy does not
+    if "matplotlib" in sys.modules and Path("matplotlibrc").is_file():
+        sys.modules["matplotlib"].rc_file("matplotlibrc")
+    gc.enable()
+    launcher = importlib.util.find_spec("ipykernel_launcher")
+    sys.argv = [launcher.origin if launcher and launcher.origin else "ipykernel_launcher", *request["argv"]]
+    from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415
+
+    app = IPKernelApp.instance()
+    # The kernel's own watch over its parent, which is this server: it covers the day when the server is killed.
+    app.initialize([*request["argv"], f"--IPKernelApp.parent_handle={os.getppid()}"])
+    sys.modules["__mp_main__"] = sys.modules["__main__"]  # multiprocessing's alias, made when __main__ was the server
+    return app
+
+
+def stop(*_: object) -> NoReturn:
+    """End the server from a signal."""
+    raise SystemExit(0)
+
+
+def main(directory: Path, key: str, lock_fd: int, idle_s: float) -> None:
+    """Preload, say so on stdout, and serve. The lock is held until then, so that nobody starts a second server."""
+    if os.fork():
+        os._exit(0)  # whoever started the server has no child to wait for
+    signal.signal(signal.SIGTERM, stop)
+    if not sys.flags.safe_path:
+        del sys.path[0]  # this file's folder; a kernel looks for modules in its working directory instead
+    gc.disable()
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel sets it
+    # MLflow's usage telemetry would be decided once for every kernel, whatever its user has set: it stays off.
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        facts = preload()
+    except BaseException as error:
+        os.write(answer, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
+        raise
+    gc.freeze()
+    path, record = directory / f"{key}.sock", directory / f"{key}.json"
+    path.unlink(missing_ok=True)
+    record_fd = os.open(record, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    fcntl.flock(record_fd, fcntl.LOCK_EX)  # held for life: who can take it knows that this server is gone
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(128)
+    facts |= {"key": key, "pid": os.getpid(), "started_at": time.time(), "python": sys.executable, "idle_s": idle_s}
+    os.write(record_fd, json.dumps(facts).encode())
+    os.write(answer, json.dumps({"pid": os.getpid()}).encode())
+    os.close(answer)
+    os.close(lock_fd)
+    server = Server(listener, record_fd, idle_s, [directory / f"{key}.log", record, path])
+    try:
+        server.serve()
+    finally:
+        for child in server.children.values():
+            child.kill_group()
+        server.hide()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))

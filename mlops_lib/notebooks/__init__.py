@@ -1,0 +1,33 @@
+"""Notebooks as typed, tracked functions: parameters, run, result.
+
+``record_result`` is called inside a notebook, ``run_notebook`` outside. Names are imported on first use, so that a
+kernel that only records its result does not pay for papermill and nbformat.
+
+>>> run = notebooks.run_notebook(project, "notebooks/02_train.ipynb", {"family": "logistic"})  # doctest: +SKIP
+>>> run.result["version"]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlops_lib.notebooks.result import record_result
+    from mlops_lib.notebooks.run import NotebookRun, run_notebook
+    from mlops_lib.notebooks.signature import Parameter, read_signature
+
+__all__ = ["NotebookRun", "Parameter", "read_signature", "record_result", "run_notebook"]
+_HOMES = {
+    "record_result": "result",
+    "NotebookRun": "run",
+    "run_notebook": "run",
+    "Parameter": "signature",
+    "read_signature": "signature",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(name)
+    return getattr(importlib.import_module(f"mlops_lib.notebooks.{_HOMES[name]}"), name)

@@ -1,0 +1,201 @@
+"""What one project is: its model, data, gates, stages and notebooks, in one frozen record.
+
+The project file (``notebooks/project.py``) builds ``project = Project(...)``; :func:`load_project` finds and imports
+it and is the only reader of environment variables in this library. It refuses a file without a project and a period
+that was never ingested, with the list of what exists.
+
+>>> from mlops_lib.project import load_project
+>>> project = load_project()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mlops_lib.errors import PeriodNotIngestedError, ProjectFileError, ProjectNotFoundError, UnknownStageError
+
+PROJECT_FILE = Path("notebooks/project.py")
+
+
+@dataclass(frozen=True)
+class Project:
+    """One project, as its project file declares it.
+
+    Parameters
+    ----------
+    name : str
+        Name of the registered model and of the MLflow experiment.
+    root : Path
+        Folder that ``arrivals``, ``labels`` and ``notebooks`` are relative to.
+    target : str
+        Column of the label tables that the model predicts (0 or 1).
+    keys : tuple of str
+        Columns that identify a row, in arrivals, labels and predictions alike.
+    features : tuple of str
+        Columns that the model may see.
+    arrivals, labels : str
+        Path templates with one ``{period}``, for what is known when a row arrives and for what becomes known later.
+    predictions : str
+        Path template with ``{period}`` and ``{version}``, for what was predicted in between.
+    labelled_at : str
+        Column of the label tables: when that label became known (UTC).
+    gates : tuple
+        What a candidate must pass; see :mod:`mlops_lib.gates`.
+    slices : tuple of str
+        Feature columns whose values are looked at one by one.
+    stages : tuple of str
+        In order of trust; a new version enters the first one.
+    threshold : float
+        Operating point: a score at or above it is the positive class.
+    ingest : callable, optional
+        Writes every period's tables; returns the periods written. What ``mlops ingest`` calls.
+    trusted_types : tuple of str
+        Types of an installed package of yours that a model file may contain.
+    contract : callable, optional
+        Takes the contract inferred from training data and returns the one to use.
+    """
+
+    name: str
+    root: Path
+    target: str
+    keys: tuple[str, ...]
+    features: tuple[str, ...]
+    arrivals: str
+    labels: str
+    predictions: str = "data/predictions/{period}/version-{version}.parquet"
+    labelled_at: str = "labelled_at"
+    gates: tuple[Any, ...] = ()
+    slices: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ("dev", "staging", "prod")
+    threshold: float = 0.5
+    ingest: Callable[[], tuple[str, ...]] | None = None
+    trusted_types: tuple[str, ...] = ()
+    contract: Callable[[Any], Any] | None = None
+    notebooks: str = "notebooks"
+    # Filled in by load_project, from the environment of this process.
+    file: Path | None = None
+    tracking_uri: str = ""
+    actor: str = ""
+    run_id: str | None = None
+    notebook: str | None = None
+    outputs: Path | None = None
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def production(self) -> str:
+        """The last stage: the one whose version is the champion."""
+        return self.stages[-1]
+
+    def raise_for_stage(self, stage: str) -> None:
+        """Raise ``UnknownStageError`` unless the project declares ``stage``."""
+        if stage not in self.stages:
+            raise UnknownStageError(stage, self.stages)
+
+    def periods(self, table: str = "arrivals") -> tuple[str, ...]:
+        """Return the periods that ``arrivals`` or ``labels`` exist for, in order."""
+        head, _, tail = self._template(table).partition("{period}")
+        paths = sorted(self.root.glob(f"{head}*{tail}"))
+        return tuple(str(path.relative_to(self.root))[len(head) : -len(tail) or None] for path in paths)
+
+    def path(self, table: str, period: str) -> Path:
+        """Return the existing file of one period of ``arrivals`` or ``labels``.
+
+        Raises
+        ------
+        PeriodNotIngestedError
+            If there is no such file.
+        """
+        path = self.root / self._template(table).format(period=period)
+        if not path.is_file():
+            raise PeriodNotIngestedError(period, table, self.periods(table), path)
+        return path
+
+    def paths(self, table: str, first: str, last: str) -> list[Path]:
+        """Return the files of the periods from ``first`` to ``last``, both included and both ingested."""
+        self.path(table, first), self.path(table, last)
+        return [self.path(table, period) for period in self.periods(table) if first <= period <= last]
+
+    def predictions_path(self, period: str, version: int) -> Path:
+        """Return where a version's predictions for a period go, whether or not they are there."""
+        return (self.outputs or self.root) / self.predictions.format(period=period, version=version)
+
+    @property
+    def runs_path(self) -> Path:
+        """Folder of executed notebooks."""
+        return (self.outputs or self.root) / "runs"
+
+    def _template(self, table: str) -> str:
+        return {"arrivals": self.arrivals, "labels": self.labels}[table]
+
+
+def find_project_file(file: str | Path | None = None) -> Path:
+    """Find the project file: ``file``, ``MLOPS_PROJECT``, or ``notebooks/project.py`` here or in a parent folder.
+
+    Raises
+    ------
+    ProjectNotFoundError
+        With every place that was looked at.
+    """
+    named = file or os.environ.get("MLOPS_PROJECT")
+    if named:
+        candidates = [Path(named).resolve()]
+    else:
+        here = Path.cwd()
+        candidates = [folder / PROJECT_FILE for folder in (here, *here.parents)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ProjectNotFoundError(tuple(candidates[:3]))
+
+
+def load_project(file: str | Path | None = None) -> Project:
+    """Import the project file and complete its project from the environment.
+
+    ``MLFLOW_TRACKING_URI`` names the store (default: ``sqlite:///<root>/mlflow.db``), ``MLOPS_ACTOR`` or the login name
+    says who acts, ``MLOPS_OUTPUTS`` is a folder for predictions and executed notebooks (default: the root),
+    ``MLFLOW_RUN_ID`` is the run that a runner has opened for this process, and ``MLOPS_NOTEBOOK`` or
+    JupyterLab's ``JPY_SESSION_NAME`` the notebook that it executes.
+
+    Raises
+    ------
+    ProjectNotFoundError, ProjectFileError
+        Nothing was run.
+    """
+    path = find_project_file(file)
+    spec = importlib.util.spec_from_file_location(f"mlops_project_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ProjectFileError(path, "it is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ProjectFileError(path, f"{type(error).__name__}: {error}") from error
+    project = getattr(module, "project", None)
+    if not isinstance(project, Project):
+        raise ProjectFileError(path, "it defines no `project`" if project is None else "`project` is not a Project")
+    return replace(
+        project,
+        file=path,
+        tracking_uri=_tracking_uri(project.root),
+        actor=os.environ.get("MLOPS_ACTOR") or getpass.getuser(),
+        run_id=os.environ.get("MLFLOW_RUN_ID") or None,
+        notebook=os.environ.get("MLOPS_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME") or None,
+        outputs=Path(os.environ["MLOPS_OUTPUTS"]).resolve() if os.environ.get("MLOPS_OUTPUTS") else None,
+        environ=dict(os.environ),
+    )
+
+
+def _tracking_uri(root: Path) -> str:
+    """Return the store's URI; a relative SQLite path is made absolute, since MLflow would follow the working folder."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    return uri

@@ -1,0 +1,154 @@
+"""The HTTP service, first form: MLflow's ``/invocations`` on a verified release, its version in a header.
+
+Bodies are MLflow's JSON forms (``dataframe_records``, ``dataframe_split``, ``inputs``, ``instances``); answers have its
+shape, ``{"predictions": …}``. Every row is held to the contract that batch scoring uses; a body with a bad row is
+refused with row and rule, and never echoed. It listens on this machine only, unless told otherwise.
+
+>>> app = create_app(registry.load_model(project, "prod"))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from mlops_lib import contracts
+from mlops_lib.errors import MlopsError, PayloadError, PortTakenError
+from mlops_lib.registry import Release
+
+FORMS = ("dataframe_records", "dataframe_split", "inputs", "instances")
+
+
+def create_app(release: Release) -> FastAPI:
+    """Build the service for one release.
+
+    Parameters
+    ----------
+    release : Release
+        As ``registry.load_model`` verified it.
+    """
+    app = FastAPI(title=release.name, docs_url=None, redoc_url=None, openapi_url=None)
+    # One row of a request has no key, and the share of bad rows is the caller's business: one is too many.
+    contract = replace(contracts.Contract.from_dict(release.files.contract), keys=())
+    headers = {"X-Model-Version": str(release.version), "X-Model-Digest": release.digest}
+
+    @app.get("/ping")
+    @app.get("/health")
+    def ping() -> Response:
+        return PlainTextResponse("OK", headers=headers)
+
+    @app.get("/version")
+    def version() -> dict[str, Any]:
+        return {"name": release.name, "version": release.version, "stage": release.stage, "digest": release.digest}
+
+    @app.post("/invocations")
+    async def invocations(request: Request) -> Response:
+        try:
+            frame = read_payload(await request.body())
+            split = contracts.split_rows(contract, frame)
+        except MlopsError as error:
+            return JSONResponse({"error": str(error)}, status_code=400, headers=headers)
+        if len(split.bad):
+            rows = [
+                {"row": row, "rule": rule}
+                for row, rule in zip(split.bad.index.tolist(), split.bad["rule"], strict=True)
+            ]
+            message = f"{len(rows)} of {len(frame)} rows break the contract. Nothing was scored."
+            return JSONResponse({"error": message, "rows": rows[:100]}, status_code=422, headers=headers)
+        predictions = predict(release, split.good)
+        return JSONResponse({"predictions": predictions}, headers=headers)
+
+    return app
+
+
+def predict(release: Release, rows: pd.DataFrame) -> list[Any]:
+    """Return what MLflow's own server would: probabilities per class, or the prediction of a model without them."""
+    model = release.model
+    method = model.predict_proba if hasattr(model, "predict_proba") else model.predict
+    values = np.asarray(method(rows[release.features]), dtype=float)
+    if not np.isfinite(values).all():
+        raise ValueError("the model returned a value that is not finite")
+    return list(values.tolist())
+
+
+def read_payload(body: bytes) -> pd.DataFrame:
+    """Read one of MLflow's JSON forms into a DataFrame of shape (n_rows, n_columns), values as they came.
+
+    Raises
+    ------
+    PayloadError
+        Nothing was scored.
+    """
+    try:
+        payload = json.loads(body, parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise PayloadError(f"the body is not JSON ({error})", FORMS) from error
+    if not isinstance(payload, dict):
+        raise PayloadError("the body is no JSON object", FORMS)
+    given = [form for form in FORMS if form in payload]
+    if len(given) != 1 or set(payload) - {*FORMS, "params"}:
+        raise PayloadError(f"the body has the keys {sorted(payload)}", FORMS)
+    value = payload[given[0]]
+    if given[0] == "dataframe_split":
+        return _from_split(value)
+    return _from_columns(value) if isinstance(value, dict) else _from_records(value)
+
+
+def raise_for_port(host: str, port: int) -> None:
+    """Raise ``PortTakenError`` if somebody listens on ``port`` already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortTakenError(host, port) from error
+
+
+def serve(release: Release, *, host: str = "127.0.0.1", port: int = 5001) -> None:
+    """Serve a release until interrupted."""
+    uvicorn.run(create_app(release), host=host, port=port, log_level="warning")
+
+
+def _from_records(value: Any) -> pd.DataFrame:
+    if not isinstance(value, list) or not value or not all(isinstance(row, dict) for row in value):
+        raise PayloadError("the rows are no list of objects", FORMS)
+    columns = list(value[0])
+    if any(set(row) != set(columns) for row in value):
+        raise PayloadError("the rows do not all have the same fields", FORMS)
+    return pd.DataFrame({column: pd.Series([row[column] for row in value], dtype=object) for column in columns})
+
+
+def _from_columns(value: dict[str, Any]) -> pd.DataFrame:
+    columns = list(value.values())
+    if not columns or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns) or not columns[0]:
+        raise PayloadError("the columns are no lists of one length", FORMS)
+    return pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in value.items()})
+
+
+def _from_split(value: Any) -> pd.DataFrame:
+    columns, rows = (value.get(key) for key in ("columns", "data")) if isinstance(value, dict) else (None, None)
+    if not isinstance(columns, list) or not isinstance(rows, list) or not rows:
+        raise PayloadError("'dataframe_split' has no columns or no data", FORMS)
+    if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
+        raise PayloadError("a row of 'dataframe_split' has another length than its columns", FORMS)
+    return pd.DataFrame(rows, columns=columns, dtype=object)
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not JSON; a missing value is null")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large")
+    return value

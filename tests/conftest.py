@@ -1,0 +1,103 @@
+"""What every test may use: a toy project with real files, a real store, real models."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from mlops_lib import contracts, data, monitoring, registry, store, tracking
+from mlops_lib.gates import ContractCompatible, NoWorse, Threshold
+from mlops_lib.project import Project
+
+ROOT = Path(__file__).resolve().parent.parent
+FEATURES = ("color", "size", "weight")
+
+
+def make_rows(n_rows: int, *, seed: int, start: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return arrivals and labels of a toy world: big red things break."""
+    rng = np.random.default_rng(seed)
+    arrivals = pd.DataFrame(
+        {
+            "thing_id": np.arange(start, start + n_rows),
+            "arrived_at": pd.Timestamp("2020-01-01", tz="UTC") + pd.to_timedelta(np.arange(n_rows), unit="min"),
+            "color": pd.array(rng.choice(["red", "green", "blue"], n_rows), dtype="str"),
+            "size": rng.normal(10, 2, n_rows),
+            "weight": rng.normal(5, 1, n_rows),
+        }
+    )
+    logit = 1.5 * (arrivals["color"] == "red") + (arrivals["size"] - 10) / 2 - 1
+    broke = (rng.random(n_rows) < 1 / (1 + np.exp(-logit))).astype("int64")
+    labels = pd.DataFrame({"thing_id": arrivals["thing_id"], "broke": broke, "labelled_at": arrivals["arrived_at"]})
+    return arrivals, labels
+
+
+def make_model(C: float = 1.0) -> Pipeline:  # noqa: N803 - scikit-learn's letter
+    """Return an unfitted pipeline for the toy world."""
+    columns = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), ["color"]), (StandardScaler(), ["size", "weight"])
+    )
+    return make_pipeline(columns, LogisticRegression(C=C))
+
+
+@pytest.fixture(scope="session")
+def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a fresh MLflow database, made once."""
+    folder = tmp_path_factory.mktemp("store")
+    store.connect(f"sqlite:///{folder / 'mlflow.db'}")
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, migrated_store: Path) -> Project:
+    """Return a toy project in ``tmp_path``: three periods of rows, a store of its own, an actor."""
+    shutil.copy(migrated_store / "mlflow.db", tmp_path / "mlflow.db")
+    found = Project(
+        name="toy",
+        root=tmp_path,
+        target="broke",
+        keys=("thing_id",),
+        features=FEATURES,
+        arrivals="data/arrivals/{period}.parquet",
+        labels="data/labels/{period}.parquet",
+        gates=(Threshold("roc_auc", 0.6), NoWorse("roc_auc", margin=0.02), ContractCompatible()),
+        slices=("color",),
+    )
+    for index, period in enumerate(("p1", "p2", "p3")):
+        arrivals, labels = make_rows(1000, seed=index, start=1000 * index)
+        data.write_table(arrivals, tmp_path / f"data/arrivals/{period}.parquet")
+        data.write_table(labels, tmp_path / f"data/labels/{period}.parquet")
+    return replace(found, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}", actor="ada")
+
+
+def read_labelled(project: Project, period: str) -> pd.DataFrame:
+    """Return a period's arrivals with their labels."""
+    tables = (data.read_table(project.path(table, period)) for table in ("arrivals", "labels"))
+    arrivals, labels = tables
+    return arrivals.merge(labels, on=list(project.keys))
+
+
+def register_model(project: Project, *, C: float = 1.0) -> registry.Version:  # noqa: N803
+    """Train on period p1, log and register; return the version."""
+    rows = read_labelled(project, "p1")
+    X, y = rows[list(project.features)], rows[project.target]
+    model = make_model(C).fit(X, y)
+    contract = contracts.infer_contract(rows, features=project.features, keys=project.keys)
+    profile = monitoring.build_profile(rows, columns=project.features)
+    with tracking.start_run(project):
+        logged = tracking.log_model(project, model, X, contract=contract.to_dict(), profile=profile.to_dict())
+    return registry.register(project, logged.model_uri, metrics={"val_roc_auc": 0.75}, description=f"C={C}")
+
+
+@pytest.fixture
+def version(project: Project) -> registry.Version:
+    """Return version 1 of the toy model, in dev."""
+    return register_model(project)
