@@ -32,12 +32,16 @@ from mlops_lib.errors import (
     EmptyTableError,
     MissingColumnsError,
     MlopsError,
+    NoRowsError,
     TableFileError,
     TableNotFoundError,
+    TimeSplitError,
     WriteRefusedError,
 )
 
 BATCH_ROWS = 65_536
+# With checksums: without them, changed bytes in a page of numbers are read as other numbers.
+PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
 @contextlib.contextmanager
@@ -54,7 +58,7 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, mode) as file:
+        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -79,7 +83,7 @@ def write_table(frame: pd.DataFrame, path: Path | str) -> Path:
     """Write ``frame`` (without its index) as Parquet, atomically; return ``path``."""
     path = Path(path)
     with atomic_write(path) as file:
-        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), file, compression="zstd")
+        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), file, **PARQUET)
     return path
 
 
@@ -102,10 +106,12 @@ def read_table(
 
     Raises
     ------
-    TableNotFoundError, TableFileError, EmptyTableError, MissingColumnsError
+    TableNotFoundError, TableFileError, EmptyTableError, MissingColumnsError, NoRowsError
         Each names the file. Nothing was changed.
     """
     several = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not several:
+        raise NoRowsError("an empty list of tables")
     needed = [*required, *(columns or ())]
     frames: list[pd.DataFrame] = []
     for path in several:
@@ -154,18 +160,23 @@ def count_rows(path: Path | str) -> int | None:
 def _batches(path: Path, columns: Sequence[str] | None, batch_rows: int) -> Iterator[pa.RecordBatch]:
     names = list(columns) if columns is not None else None
     if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield from file.iter_batches(batch_size=batch_rows, columns=names)
     else:
         convert = pacsv.ConvertOptions(include_columns=names, strings_can_be_null=True)
         with pacsv.open_csv(path, convert_options=convert) as reader:
+            for field in reader.schema:
+                if pa.types.is_binary(field.type):
+                    raise pa.ArrowInvalid(f"column '{field.name}' is not UTF-8 text")
             yield from reader
 
 
 def _columns(path: Path) -> list[str]:
     with _explained(path):
-        schema = pq.read_schema(path) if path.suffix == ".parquet" else pacsv.open_csv(path).schema
-    return list(schema.names)
+        if path.suffix == ".parquet":
+            return list(pq.read_schema(path).names)
+        with pacsv.open_csv(path) as reader:
+            return list(reader.schema.names)
 
 
 @contextlib.contextmanager
@@ -212,9 +223,18 @@ def split_by_time(frame: pd.DataFrame, column: str, *, test_share: float) -> tup
     """Split at a moment: earlier rows to train, the last ``test_share`` (0 to 1) of the time span to test.
 
     Rows are never shuffled: what is tested always happened after everything that was trained on.
+
+    Raises
+    ------
+    TimeSplitError
+        If a row has no time, or all rows have the same: none is left out in silence.
     """
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share is {test_share}, needs a number between 0 and 1")
     times = frame[column]
+    if not 0 < test_share < 1:
+        raise TimeSplitError(column, f"test_share is {test_share}, needs a number between 0 and 1")
+    if times.isna().any():
+        raise TimeSplitError(column, f"{times.isna().sum()} of {len(times)} rows have no time")
+    if times.nunique() < 2:
+        raise TimeSplitError(column, f"its {len(times)} rows have {times.nunique()} different times, at least 2 needed")
     moment = times.min() + (times.max() - times.min()) * (1 - test_share)
     return frame[times <= moment], frame[times > moment]

@@ -118,6 +118,18 @@ class PeriodNotIngestedError(MlopsError, FileNotFoundError):
         )
 
 
+@dataclass(eq=False)
+class PeriodOrderError(MlopsError, ValueError):
+    """A span of periods that ends before it begins."""
+
+    first: str
+    last: str
+
+    def __str__(self) -> str:
+        """Show both ends."""
+        return f"No period lies from '{self.first}' to '{self.last}': the first is the later one. Nothing was read."
+
+
 # --- data --------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +205,18 @@ class WriteRefusedError(MlopsError, OSError):
         )
 
 
+@dataclass(eq=False)
+class TimeSplitError(MlopsError, ValueError):
+    """A table that no moment divides into earlier and later rows."""
+
+    column: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Give the reason."""
+        return f"The table cannot be split by '{self.column}': {self.reason}. Nothing was split or left out."
+
+
 # --- store -------------------------------------------------------------------------------------------------------
 
 
@@ -221,8 +245,8 @@ class StoreBrokenError(MlopsError, RuntimeError):
     def __str__(self) -> str:
         """Say how to go on."""
         return (
-            f"The MLflow store '{self.uri}' cannot be used: {self.reason}. 'mlops doctor' says what to do. "
-            "Nothing was changed."
+            f"The MLflow store '{self.uri}' cannot be used: {self.reason}. Restore it from a backup, or move it away: "
+            "the next command then makes a fresh one. Nothing was changed."
         )
 
 
@@ -250,11 +274,13 @@ class ModelFileError(MlopsError, ValueError):
     model: str
     file: str
     reason: str
+    is_deserialized: bool = False
 
     def __str__(self) -> str:
         """Name the file."""
+        left = "It was discarded unused" if self.is_deserialized else "Nothing of it was deserialized"
         return (
-            f"{self.model} was not loaded: file '{self.file}' {self.reason}. Nothing of it was deserialized. "
+            f"{self.model} was not loaded: file '{self.file}' {self.reason}. {left}. "
             "Restore the file from a backup, or roll back to another version."
         )
 
@@ -271,6 +297,21 @@ class UntrustedTypesError(MlopsError, TypeError):
         return (
             f"{self.model} contains types that are not on the reviewed list: {listed(self.types)}. If they belong to "
             "an installed package that you trust, name them in Project(trusted_types=...). Nothing was saved or loaded."
+        )
+
+
+@dataclass(eq=False)
+class ModelNotSavableError(MlopsError, TypeError):
+    """A model that skops cannot write."""
+
+    model: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Give the reason."""
+        return (
+            f"{self.model} cannot be saved with skops: {self.reason}. Build it from importable functions and classes, "
+            "without lambdas or references to itself. Nothing was saved."
         )
 
 

@@ -150,7 +150,7 @@ def examine(file: Path | None = None) -> Report:
 
         check("data", "some period ingested", look_at_data)
         if check("store", "reachable, writable, schema whole", look_at_store) and check(
-            "ledger", "chain of hashes intact", lambda: f"{len(registry.read_ledger(project))} entries"
+            "ledger", "chain of hashes intact", lambda: f"entries: {len(registry.read_ledger(project))}"
         ):
             for stage in project.stages:
                 if registry.current(project, stage) is None:

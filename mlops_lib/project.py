@@ -19,7 +19,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlops_lib.errors import PeriodNotIngestedError, ProjectFileError, ProjectNotFoundError, UnknownStageError
+from mlops_lib.errors import (
+    PeriodNotIngestedError,
+    PeriodOrderError,
+    ProjectFileError,
+    ProjectNotFoundError,
+    UnknownStageError,
+)
 
 PROJECT_FILE = Path("notebooks/project.py")
 
@@ -102,7 +108,8 @@ class Project:
         """Return the periods that ``arrivals`` or ``labels`` exist for, in order."""
         head, _, tail = self._template(table).partition("{period}")
         paths = sorted(self.root.glob(f"{head}*{tail}"))
-        return tuple(str(path.relative_to(self.root))[len(head) : -len(tail) or None] for path in paths)
+        names = (str(path.relative_to(self.root))[len(head) : -len(tail) or None] for path in paths)
+        return tuple(name for name in names if name and not name.startswith("."))
 
     def path(self, table: str, period: str) -> Path:
         """Return the existing file of one period of ``arrivals`` or ``labels``.
@@ -113,13 +120,21 @@ class Project:
             If there is no such file.
         """
         path = self.root / self._template(table).format(period=period)
-        if not path.is_file():
-            raise PeriodNotIngestedError(period, table, self.periods(table), path)
+        periods = self.periods(table)
+        if period not in periods or not path.is_file():  # a name such as '../x' is no period, though it may be a file
+            raise PeriodNotIngestedError(period, table, periods, path)
         return path
 
     def paths(self, table: str, first: str, last: str) -> list[Path]:
-        """Return the files of the periods from ``first`` to ``last``, both included and both ingested."""
+        """Return the files of the periods from ``first`` to ``last``, both included and both ingested.
+
+        Raises
+        ------
+        PeriodNotIngestedError, PeriodOrderError
+        """
         self.path(table, first), self.path(table, last)
+        if first > last:
+            raise PeriodOrderError(first, last)
         return [self.path(table, period) for period in self.periods(table) if first <= period <= last]
 
     def predictions_path(self, period: str, version: int) -> Path:
@@ -152,7 +167,7 @@ def find_project_file(file: str | Path | None = None) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise ProjectNotFoundError(tuple(candidates[:3]))
+    raise ProjectNotFoundError(tuple(candidates))
 
 
 def load_project(file: str | Path | None = None) -> Project:
@@ -176,7 +191,7 @@ def load_project(file: str | Path | None = None) -> Project:
     sys.modules[spec.name] = module  # dataclasses and pickles look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ProjectFileError(path, f"{type(error).__name__}: {error}") from error
     project = getattr(module, "project", None)
     if not isinstance(project, Project):
@@ -185,12 +200,20 @@ def load_project(file: str | Path | None = None) -> Project:
         project,
         file=path,
         tracking_uri=_tracking_uri(project.root),
-        actor=os.environ.get("MLOPS_ACTOR") or getpass.getuser(),
+        actor=os.environ.get("MLOPS_ACTOR") or _login_name(),
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
         notebook=os.environ.get("MLOPS_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME") or None,
         outputs=Path(os.environ["MLOPS_OUTPUTS"]).resolve() if os.environ.get("MLOPS_OUTPUTS") else None,
         environ=dict(os.environ),
     )
+
+
+def _login_name() -> str:
+    """Return the login name, or the user's number where a container knows no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
 
 
 def _tracking_uri(root: Path) -> str:

@@ -18,7 +18,6 @@ import os
 import site
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -28,6 +27,9 @@ _ours: ContextVar[bool] = ContextVar("ours", default=False)
 _log: list[int] = []
 # Programs that libraries ask about the machine and the repository; both are in the run's key or its tags.
 _HARMLESS_PROGRAMS = frozenset({"git", "uname", "lscpu", "ldconfig", "sh"})
+_EVENTS = frozenset(
+    {"open", "sqlite3.connect", "socket.connect", "subprocess.Popen", "tempfile.mkdtemp", "tempfile.mkstemp"}
+)
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -44,16 +46,22 @@ def start(log: str, ignored: Sequence[str] = (), hosts: Sequence[str] = ()) -> N
     """
     _log[:] = [os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)]
     libraries = [*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, site.getusersitepackages()]
-    system = ["/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/run", tempfile.gettempdir()]
+    system = ["/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/run"]
     configuration = [str(Path.home() / name) for name in (".ipython", ".jupyter", ".cache", ".config", ".local")]
     places = tuple({os.path.abspath(p) for p in (*libraries, *system, *configuration, *ignored)})  # noqa: PTH100
+    written: list[str] = []  # what a run has written itself is no input of it
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in ("open", "sqlite3.connect", "socket.connect", "subprocess.Popen") and not _ours.get():
-            found = _describe(event, arguments, places, hosts)
-            if found:
-                with ours():
-                    _write({"unseen": found})
+        if event not in _EVENTS or _ours.get():
+            return
+        if event.startswith("tempfile.") or (event == "open" and _is_write(arguments)):
+            if isinstance(arguments[0], str | bytes):
+                written.append(os.path.abspath(os.fsdecode(arguments[0])))  # noqa: PTH100
+            return
+        found = _describe(event, arguments, (*places, *written), hosts)
+        if found:
+            with ours():
+                _write({"unseen": found})
 
     sys.addaudithook(hook)
 
@@ -91,12 +99,12 @@ def _describe(event: str, arguments: tuple[Any, ...], places: tuple[str, ...], h
         return "" if program in _HARMLESS_PROGRAMS else f"it started the program '{program}'"
     if event == "socket.connect":
         address = arguments[1]
-        if not isinstance(address, tuple) or f"{address[0]}:{address[1]}" in hosts:
-            return ""
-        return f"it connected to {address[0]}:{address[1]}"
-    path = arguments[0]
-    if not isinstance(path, str | bytes) or (event == "open" and _is_write(arguments)):
-        return ""
+        is_elsewhere = isinstance(address, tuple) and f"{address[0]}:{address[1]}" not in hosts
+        return f"it connected to {address[0]}:{address[1]}" if is_elsewhere else ""
+    return _describe_file(arguments[0], places) if isinstance(arguments[0], str | bytes) else ""
+
+
+def _describe_file(path: str | bytes, places: tuple[str, ...]) -> str:
     name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - as the call would resolve it
     if name.endswith(".pyc") and "__pycache__" in name:
         name = importlib.util.source_from_cache(name)

@@ -87,8 +87,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; NaN and infinities become text, so that any parser reads them."""
-        rows = [{k: _json_value(v) for k, v in asdict(row).items()} for row in self.rows]
-        return {"title": self.title, "passed": self.passed, "facts": dict(self.facts), "rows": rows}
+        rows = [_json_value(asdict(row)) for row in self.rows]
+        return {"title": self.title, "passed": self.passed, "facts": _json_value(self.facts), "rows": rows}
 
     def to_json(self) -> str:
         """Return canonical JSON: sorted keys, no NaN."""
@@ -141,5 +141,9 @@ def table_lines(rows: Iterable[Iterable[object]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in texts]
 
 
-def _json_value(value: object) -> object:
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _json_value(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -252,7 +252,7 @@ def _writer(path: Path, *, always: bool) -> Iterator[Callable[[pd.DataFrame], No
             table = pa.Table.from_pandas(frame, preserve_index=False)
             if not opened:
                 file = stack.enter_context(data.atomic_write(path))
-                opened.append(stack.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd")))
+                opened.append(stack.enter_context(pq.ParquetWriter(file, table.schema, **data.PARQUET)))
             opened[0].write_table(table.cast(opened[0].schema))
 
         yield write

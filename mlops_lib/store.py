@@ -11,6 +11,7 @@ each with what to do.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import os
 import socket
@@ -49,6 +50,8 @@ def connect(uri: str) -> MlflowClient:
     """
     path = sqlite_path(uri)
     if path is not None:
+        if not path.is_absolute():
+            raise StoreUnreachableError(uri, "a SQLite path must be absolute, or it moves with the working folder")
         _create_sqlite(path, uri)
         _raise_for_sqlite(path, uri)
     elif urlsplit(uri).scheme in ("http", "https"):
@@ -58,7 +61,7 @@ def connect(uri: str) -> MlflowClient:
     mlflow.set_registry_uri(uri)
     with explained(uri):
         client = MlflowClient(uri, uri)
-        client.get_experiment("0")
+        client.search_experiments(max_results=1)  # asks for nothing that a user of a shared server may not see
     return client
 
 
@@ -97,15 +100,15 @@ def artifact_root(uri: str) -> str | None:
 
 @contextlib.contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn MLflow's and the database's errors about the store itself into ours; others pass through."""
+    """Turn what MLflow, the database and its driver say of a first question into our error, without the password."""
     try:
         yield
-    except MlflowException as error:
-        if error.error_code == "TEMPORARILY_UNAVAILABLE" or "API request" in str(error):
-            raise StoreUnreachableError(without_password(uri), _first_line(error)) from error
-        raise
-    except SQLAlchemyError as error:
-        raise StoreUnreachableError(without_password(uri), _first_line(error)) from error
+    except ImportError as error:
+        raise StoreUnreachableError(without_password(uri), f"its driver is not installed: {error}") from error
+    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+        reason = _first_line(error).replace(uri, without_password(uri))
+        cause = None if "@" in uri else error  # a traceback would show the password
+        raise StoreUnreachableError(without_password(uri), reason) from cause
 
 
 def _create_sqlite(path: Path, uri: str) -> None:
@@ -153,13 +156,30 @@ def _raise_for_sqlite(path: Path, uri: str) -> None:
 
 
 def _raise_for_server(uri: str) -> None:
-    """Ask for a connection ourselves: MLflow would retry for about four minutes."""
+    """Ask for a sign of life ourselves: MLflow would retry for about four minutes.
+
+    Any answer of a web server will do, since not every MLflow has ``/health``; only 5xx means that nobody is at home.
+    """
     parts = urlsplit(uri)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        if parts.scheme == "https":  # certificates are MLflow's business
+            socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
+            return
+        connection = http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_S)
+        with contextlib.closing(connection):
+            connection.request("GET", f"{parts.path.rstrip('/')}/health")
+            status = connection.getresponse().status
+    except TimeoutError as error:
+        raise StoreUnreachableError(without_password(uri), f"no answer in {CONNECT_TIMEOUT_S:g} s") from error
     except OSError as error:
         raise StoreUnreachableError(without_password(uri), error.strerror or str(error)) from error
+    except ValueError as error:
+        raise StoreUnreachableError(without_password(uri), str(error)) from error
+    except http.client.HTTPException as error:
+        raise StoreUnreachableError(without_password(uri), "what answers there does not speak HTTP") from error
+    if status >= 500:
+        raise StoreUnreachableError(without_password(uri), f"it answers with HTTP status {status}")
 
 
 def without_password(uri: str) -> str:
@@ -169,4 +189,4 @@ def without_password(uri: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

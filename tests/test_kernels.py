@@ -35,7 +35,7 @@ from mlops_lib.kernels import provisioner
 pytestmark = pytest.mark.skipif(not kernels.is_supported(), reason="kernels are forked on Linux only")
 
 IS_WARM = "open('/proc/self/comm').read() == 'mlops-kernel\\n'"
-HEAVY = "numpy pandas pyarrow scipy sklearn skops matplotlib mlflow pandera git alembic sqlalchemy pydantic".split()
+HEAVY = ("numpy", "pandas", "pyarrow", "scipy", "sklearn", "skops", "matplotlib", "mlflow", "pandera", "git", "alembic")
 
 
 def new_runtime_directory() -> Path:
@@ -60,7 +60,7 @@ def warm() -> Iterator[Path]:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """Give one test a runtime directory of its own, where a server starts at once because it finds nothing to import."""
+    """Give one test a runtime directory of its own, whose server starts at once as it finds nothing to import."""
     directory = new_runtime_directory()
     for name in HEAVY:
         write_module(tmp_path / "light", name, "raise ImportError")
@@ -145,16 +145,19 @@ def test_a_warm_kernel_has_its_heavy_imports_done_and_no_project_code():
 
 def test_a_warm_kernel_looks_like_a_plain_one_from_inside(tmp_path, monkeypatch):
     code = """
-        import json, os, resource, signal, sys, tempfile, locale, threading, numpy, scipy.linalg, sklearn.ensemble, threadpoolctl
+        import json, locale, os, resource, signal, sys, tempfile, threading
+        import numpy, scipy.linalg, sklearn.ensemble, threadpoolctl
         hidden = {'JPY_PARENT_PID', 'KERNEL_ID'}
         print(json.dumps({
             'path': sys.path, 'argv0': sys.argv[0], 'flags': str(sys.flags), 'executable': sys.executable,
             'main': sorted(name for name in vars(sys.modules['__main__']) if name.startswith('__')),
             'env': {name: value for name, value in os.environ.items() if name not in hidden}, 'cwd': os.getcwd(),
-            'umask': os.umask(0), 'limits': [resource.getrlimit(i) for i in range(16)], 'sid': os.getsid(0) == os.getpid(),
+            'umask': os.umask(0), 'limits': [resource.getrlimit(i) for i in range(16)],
+            'leader': os.getsid(0) == os.getpid() == os.getpgid(0),
             'signals': [str(signal.getsignal(i)).split(' at ')[0] for i in (2, 13, 15, 17)], 'nice': os.nice(0),
             'tmp': tempfile.gettempdir(), 'locale': locale.getlocale(), 'oom': open('/proc/self/oom_score_adj').read(),
-            'groups': os.getgroups(), 'affinity': sorted(os.sched_getaffinity(0)), 'stdin': os.readlink('/proc/self/fd/0'),
+            'groups': os.getgroups(), 'affinity': sorted(os.sched_getaffinity(0)),
+            'stdin': os.readlink('/proc/self/fd/0'),
             'threads': sorted((pool['prefix'], pool['num_threads']) for pool in threadpoolctl.threadpool_info()),
             'python_threads': sorted(type(thread).__name__ for thread in threading.enumerate()),
         }))
@@ -181,7 +184,7 @@ def test_kernels_of_one_server_share_no_state():
 
 
 def test_kernels_of_one_server_draw_different_random_numbers():
-    code = "import random, uuid, numpy; print(random.random(), uuid.uuid4(), numpy.random.rand(), numpy.random.default_rng().random())"
+    code = "import random, numpy.random as r; print(random.random(), r.rand(), r.default_rng().random())"
     with kernel() as one, kernel() as two:
         assert not set(one(code).split()) & set(two(code).split())
 
@@ -196,6 +199,7 @@ def test_mlflow_follows_the_environment_of_the_client_not_of_the_server():
     for uri in ("http://127.0.0.1:1", "http://127.0.0.1:2"):
         with kernel(env={**os.environ, "MLFLOW_TRACKING_URI": uri}) as run:
             assert run("import mlflow; print(mlflow.get_tracking_uri())") == uri
+            assert run("print(mlflow.telemetry.client.get_telemetry_client())") == "None"
 
 
 def test_a_warm_kernel_plots_reads_parquet_and_computes_in_threads(tmp_path):
@@ -218,9 +222,9 @@ def test_a_matplotlibrc_beside_the_notebook_counts(tmp_path):
 
 
 def test_output_goes_where_the_client_asks(tmp_path):
-    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
-        with kernel(stdout=out, stderr=err.fileno()) as run:
-            run("import sys; print('to stdout', file=sys.__stdout__); print('to stderr', file=sys.__stderr__)")
+    out, err = (tmp_path / "out").open("wb"), (tmp_path / "err").open("wb")
+    with out, err, kernel(stdout=out, stderr=err.fileno()) as run:
+        run("import sys; print('to stdout', file=sys.__stdout__); print('to stderr', file=sys.__stderr__)")
     assert ((tmp_path / "out").read_text(), (tmp_path / "err").read_text()) == ("to stdout\n", "to stderr\n")
 
 
@@ -366,6 +370,13 @@ def test_another_environment_gets_another_server(fresh, monkeypatch):
     assert same is not other
 
 
+def test_the_hash_seed_of_the_client_counts(fresh):
+    env = {**os.environ, "PYTHONHASHSEED": "42"}
+    expected = subprocess.check_output([sys.executable, "-c", "print(hash('blue'))"], env=env, text=True)
+    with kernel(env=env) as run:
+        assert run("print(hash('blue'))") == expected.strip()
+
+
 def test_a_changed_installation_changes_the_key(tmp_path, monkeypatch):
     packages = tmp_path / "site-packages"
     packages.mkdir()
@@ -497,9 +508,11 @@ def test_without_fork_kernels_are_plain(monkeypatch, explained):
     monkeypatch.delattr(os, "fork")
     with kernel() as run:
         assert not is_warm(run)
-    assert explained() == [
-        f"No warm kernel: kernels cannot be forked on {sys.platform}. A plain kernel is used; its imports take their usual time."
-    ]
+    (line,) = explained()
+    assert line == (
+        f"No warm kernel: kernels cannot be forked on {sys.platform}. "
+        "A plain kernel is used; its imports take their usual time."
+    )
     assert (kernels.status(), kernels.stop()) == ([], 0)
 
 

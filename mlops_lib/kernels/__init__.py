@@ -10,7 +10,7 @@ installed distributions, the code of this room, the environment variables that l
 (``KEYED``: threads, ``PYTHON*``, locale, home and so on), the processors, hard limits and control group of who asks.
 Whatever else is in the client's environment reaches the kernel as it is. Known differences from a plain kernel:
 warnings that an import gives are not shown again, MLflow's usage telemetry is off, kernels of one server iterate over
-sets of strings in the same order, and an ``import`` hook of the client's own process is of no effect.
+sets of strings in the same order, and a library that is edited in place is seen only after :func:`stop`.
 
 It refuses a directory that others may enter, and clients of other users. Where a fork is not possible or anything
 about it fails, a plain kernel is started and one line on stderr says why.
@@ -26,7 +26,6 @@ import hashlib
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import stat
@@ -43,6 +42,7 @@ with contextlib.suppress(ImportError):  # Windows has neither; there kernels are
     import resource
 
 from mlops_lib.errors import RuntimeDirectoryError, WarmKernelError
+from mlops_lib.kernels.server import is_readable
 
 KERNEL_NAME = "mlops"
 PROVISIONER_NAME = "mlops-warm"
@@ -53,9 +53,9 @@ SERVER = Path(__file__).with_name("server.py")
 
 # What the interpreter or a preloaded library reads once, when it is loaded. A server is started with exactly these.
 KEYED = re.compile(
-    "PYTHON|OMP_|GOMP_|KMP_|OPENBLAS_|GOTO_|MKL_|BLIS_|VECLIB_|NUMEXPR_|MALLOC_|LD_|ARROW_|NUMPY_|NPY_|PANDAS_|SCIPY_"
-    "|SKLEARN_|JOBLIB_|LOKY_|PILLOW_|TQDM_|MPL|MATPLOTLIB|SSL_|OTEL_|LANG|LC_|XDG_(CONFIG|CACHE|DATA)_HOME|HOME$|USER$"
-    "|MLFLOW_(LOGGING_|CONFIGURE_LOGGING)|GIT_PYTHON_"
+    "PYTHON|LD_|LANG|LC_|HOME$|USER$|XDG_(CONFIG|CACHE|DATA)_HOME|SSL_|MALLOC_|GIT_PYTHON_|MPLCONFIGDIR|MATPLOTLIB"
+    "|OMP_|GOMP_|KMP_(?!DUPLICATE_LIB_OK|INIT_AT_FORK)|OPENBLAS_|GOTO_|MKL_|BLIS_|VECLIB_|NUMEXPR_"  # threads
+    "|ARROW_|NUMPY_|NPY_|PANDAS_|SCIPY_|SKLEARN_|JOBLIB_|LOKY_|PILLOW_|TQDM_|OTEL_|MLFLOW_(LOGGING_|CONFIGURE_LOGGING)"
 )
 
 
@@ -96,7 +96,7 @@ def stop() -> int:
         with contextlib.suppress(ProcessLookupError):
             process = os.pidfd_open(server["pid"])
             signal.pidfd_send_signal(process, signal.SIGTERM)
-            if not select.select([process], [], [], 5)[0]:
+            if not is_readable(process, timeout_s=5):
                 signal.pidfd_send_signal(process, signal.SIGKILL)
             os.close(process)
             stopped += 1
@@ -116,16 +116,16 @@ def runtime_directory() -> Path:
     RuntimeDirectoryError
         When it belongs to somebody else, others may enter it, or its path is too long for a socket.
     """
-    given, session = os.environ.get("MLOPS_RUNTIME_DIR"), Path(os.environ.get("XDG_RUNTIME_DIR", "/"))
-    directory = Path(tempfile.gettempdir(), f"mlops-{os.getuid()}")
+    given, session = os.environ.get("MLOPS_RUNTIME_DIR"), os.environ.get("XDG_RUNTIME_DIR")
     if given:
         directory = Path(given).absolute()
-    elif session.is_dir() and session.stat().st_uid == os.getuid() and session != Path("/"):
-        directory = session / "mlops"
+    elif session and Path(session).is_dir() and Path(session).stat().st_uid == os.getuid():
+        directory = Path(session, "mlops")
+    else:
+        directory = Path(tempfile.gettempdir(), f"mlops-{os.getuid()}")
     if len(os.fsencode(directory)) > 80:
-        raise RuntimeDirectoryError(
-            path=directory, reason="has more than the 80 characters that leave room for a socket"
-        )
+        reason = "has more than the 80 characters that leave room for a socket"
+        raise RuntimeDirectoryError(path=directory, reason=reason)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = directory.lstat()
@@ -181,12 +181,16 @@ def start_server(directory: Path, key: str, python: Sequence[str], env: Mapping[
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_held(directory / f"{key}.json"):
             return
-        if failed.exists() and time.time() - failed.stat().st_mtime < RETRY_AFTER_S:
+        if failed.exists() and time.time() - failed.stat().st_mtime <= RETRY_AFTER_S:
             raise WarmKernelError(reason=failed.read_text())
         for record in directory.glob("*.json"):
             if not is_held(record):  # its server was killed
                 record.with_suffix(".sock").unlink(missing_ok=True)
                 record.unlink(missing_ok=True)
+        for old in directory.glob("*.failed"):
+            if time.time() - old.stat().st_mtime > RETRY_AFTER_S:
+                old.with_suffix(".log").unlink(missing_ok=True)
+                old.unlink()
         idle_s = env.get("MLOPS_KERNEL_IDLE_S", str(IDLE_S))
         command = [*python, str(SERVER), str(directory), key, str(lock.fileno()), idle_s]
         with log.open("wb") as stderr, subprocess.Popen(
@@ -194,18 +198,14 @@ def start_server(directory: Path, key: str, python: Sequence[str], env: Mapping[
             stdout=subprocess.PIPE, stderr=stderr, pass_fds=[lock.fileno()], start_new_session=True,
         ) as process:  # fmt: skip
             assert process.stdout
-            answered, _, _ = select.select([process.stdout], [], [], PRELOAD_TIMEOUT_S)
+            answered = is_readable(process.stdout, PRELOAD_TIMEOUT_S)
             answer = json.loads(process.stdout.read() or b"{}") if answered else {}
-            if "pid" in answer:
-                failed.unlink(missing_ok=True)
-                return
             if not answered:
                 os.killpg(process.pid, signal.SIGKILL)
-        cause = answer.get(
-            "error", "it ended without a word" if answered else f"not done after {PRELOAD_TIMEOUT_S:.0f} s"
-        )
-        failed.write_text(f"the preload failed: {cause}; see '{log}'")
-        raise WarmKernelError(reason=failed.read_text())
+        if "pid" not in answer:
+            silent = "it ended without a word" if answered else f"it was not done after {PRELOAD_TIMEOUT_S:.0f} s"
+            failed.write_text(f"the preload failed: {answer.get('error', silent)}; see '{log}'")
+            raise WarmKernelError(reason=failed.read_text())
 
 
 def make_kernel_directory() -> tuple[Path, int]:
@@ -213,6 +213,8 @@ def make_kernel_directory() -> tuple[Path, int]:
 
     Folders whose holder has died, and with it the lock, are removed on the way.
     """
+    if not is_supported():
+        raise WarmKernelError(reason=f"kernels cannot be forked on {sys.platform}")
     directory = runtime_directory()
     for folder in directory.glob("k-*"):
         with contextlib.suppress(OSError):
@@ -222,13 +224,14 @@ def make_kernel_directory() -> tuple[Path, int]:
                 shutil.rmtree(folder)
             finally:
                 os.close(lock)
-    while True:
+    while True:  # until it is locked before somebody else takes it for a dead one and removes it
         folder = Path(tempfile.mkdtemp(prefix="k-", dir=directory))
-        lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # else somebody removed it before it was locked
-            return folder, lock
-        os.close(lock)
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
 
 
 def is_held(path: Path) -> bool:
@@ -260,14 +263,7 @@ def _list_kernels(server_pid: int) -> list[dict[str, Any]]:
     kernels = []
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process(server_pid).children():
-            with contextlib.suppress(psutil.Error):
-                private_mb = round(process.memory_info().rss / 2**20)
-                kernels.append(
-                    {
-                        "pid": process.pid,
-                        "cwd": process.cwd(),
-                        "started_at": process.create_time(),
-                        "rss_mb": private_mb,
-                    }
-                )
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                facts = {"pid": process.pid, "cwd": process.cwd(), "started_at": process.create_time()}
+                kernels.append(facts | {"rss_mb": round(process.memory_info().rss / 2**20)})
     return kernels

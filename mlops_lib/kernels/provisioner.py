@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import shutil
 import signal
 import socket
@@ -21,14 +20,15 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from jupyter_client.asynchronous import AsyncKernelClient
-from jupyter_client.blocking import BlockingKernelClient
-from jupyter_client.provisioning import LocalProvisioner
-from jupyter_client.utils import ensure_async, run_sync
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.localinterfaces import localhost
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from jupyter_core.utils import ensure_async, run_sync
 
 from mlops_lib import kernels
 from mlops_lib.errors import RuntimeDirectoryError, WarmKernelError
-from mlops_lib.kernels.server import receive, send
+from mlops_lib.kernels.server import is_readable, receive, send
 
 ANSWER_TIMEOUT_S = 30.0
 _explained: set[str] = set()
@@ -45,7 +45,7 @@ class WarmProcess:
 
     def poll(self) -> int | None:
         """Return the exit status, or None while the kernel runs."""
-        if self.returncode is None and select.select([self.connection], [], [], 0)[0]:
+        if self.returncode is None and is_readable(self.connection, timeout_s=0):
             try:
                 self.returncode = receive(self.connection)[0]["returncode"]
             except (EOFError, OSError):  # the server is gone, and nobody else would end the kernel
@@ -56,7 +56,7 @@ class WarmProcess:
     def wait(self) -> int | None:
         """Block until the kernel has ended, and let its process number go."""
         while self.returncode is None:
-            select.select([self.connection], [], [])
+            is_readable(self.connection, timeout_s=None)
             self.poll()
         self.connection.close()
         return self.returncode
@@ -65,11 +65,11 @@ class WarmProcess:
         """Return once the kernel has ended, without polling."""
         loop = asyncio.get_running_loop()
         while self.poll() is None:
-            readable = loop.create_future()
+            readable = asyncio.Event()
             file = os.dup(self.connection.fileno())  # a loop has one callback a file, and others may wait too
-            loop.add_reader(file, lambda future=readable: future.done() or future.set_result(None))
+            loop.add_reader(file, readable.set)
             try:
-                await readable
+                await readable.wait()
             finally:
                 loop.remove_reader(file)
                 os.close(file)
@@ -88,26 +88,26 @@ class WarmProcess:
         self.send_signal(signal.SIGKILL)
 
 
-class WarmProvisioner(LocalProvisioner):  # type: ignore[misc]
+class WarmProvisioner(LocalProvisioner):
     """Launches kernels from a warm server, or plain ones where that is not possible."""
 
+    process: Any = None
     folder: Path | None = None
     lock: int | None = None
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Choose the transport before the connection file is written."""
         manager = self.parent
-        if self.folder is None and _is_ours(self.kernel_spec.argv):
+        if self.folder is None and manager is not None and _is_ours(self.kernel_spec.argv):
             try:
-                if not kernels.is_supported():
-                    raise WarmKernelError(reason=f"kernels cannot be forked on {sys.platform}")
                 self.folder, self.lock = kernels.make_kernel_directory()
             except (WarmKernelError, RuntimeDirectoryError) as error:
                 explain(error)
             else:
-                manager.transport, manager.ip, manager.cache_ports = "ipc", str(self.folder / "s"), False
                 manager.client_factory = _quick(manager.client_factory)
-        return await super().pre_launch(**kwargs)  # type: ignore[no-any-return]
+                if (manager.transport, manager.ip) == ("tcp", localhost()):  # else it is to be reached from afar
+                    manager.transport, manager.ip, manager.cache_ports = "ipc", str(self.folder / "s"), False
+        return await super().pre_launch(**kwargs)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         """Fork a kernel; where that fails say why and start a plain one."""
@@ -127,7 +127,7 @@ class WarmProvisioner(LocalProvisioner):  # type: ignore[misc]
         """Wait for the kernel's end."""
         if isinstance(self.process, WarmProcess):
             await self.process.wait_async()
-        return await super().wait()  # type: ignore[no-any-return]
+        return await super().wait()
 
     async def send_signal(self, signum: int) -> None:
         """Signal the kernel's process group."""
@@ -228,9 +228,9 @@ def _is_ours(argv: Sequence[str]) -> bool:
     """Tell whether a kernelspec starts ipykernel on this interpreter."""
     names = {"python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info[:2])}
     here = Path(sys.executable).absolute()
-    python = here if argv[0] in names else Path(argv[0]).absolute()
-    same = python == here or (python.parent == here.parent and python.name in names)
-    return same and "ipykernel_launcher" in argv and argv[argv.index("ipykernel_launcher") - 1] == "-m"
+    python = Path(argv[0] if argv else "")
+    same = str(python) in names or python == here or (python.parent == here.parent and python.name in names)
+    return same and "-m" in argv and argv[argv.index("-m") + 1 :][:1] == ["ipykernel_launcher"]
 
 
 def _open_stream(stream: Any, default: int, stack: contextlib.ExitStack) -> int:
@@ -255,7 +255,7 @@ def _read_umask() -> int:
 
 
 def _quick(factory: type) -> type:
-    """Derive a client that knows a kernel is ready from its first complete answer, without 0.2 s of listening to silence."""
+    """Derive a client that takes a first complete answer for readiness, instead of 0.2 s of silence after it."""
     stock = {
         AsyncKernelClient.wait_for_ready: _wait_for_ready,
         BlockingKernelClient.wait_for_ready: run_sync(_wait_for_ready),
@@ -265,16 +265,16 @@ def _quick(factory: type) -> type:
 
 
 async def _wait_for_ready(client: Any, timeout: float | None = None) -> None:
-    """Ask for the kernel's info until one answer arrives on both channels; then nothing older can still be on its way."""
+    """Ask for the kernel's info until an answer arrives on both channels: nothing older can then be on its way."""
     deadline = time.monotonic() + (timeout or float("inf"))
     while True:
         question = client.kernel_info()
         try:
             reply = await _read_answer(client.shell_channel, "kernel_info_reply", question, timeout=1)
-            while (await _read_answer(client.iopub_channel, "status", question, timeout=0.1))["content"][
-                "execution_state"
-            ] != "idle":
-                pass
+            state = ""
+            while state != "idle":
+                status = await _read_answer(client.iopub_channel, "status", question, timeout=0.1)
+                state = status["content"]["execution_state"]
         except Empty:
             if not await client._async_is_alive():
                 raise RuntimeError("Kernel died before replying to kernel_info") from None

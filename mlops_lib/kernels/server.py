@@ -1,8 +1,8 @@
 """The process that holds the heavy imports and forks kernels from them.
 
-It runs as a script (``python server.py DIRECTORY KEY LOCK_FD IDLE_S``), so that nothing of ``mlops_lib`` is in the memory
-of the kernels: a notebook always imports the library as it is on disk now. It uses only the standard library itself,
-never creates a ZeroMQ context or an event loop, and never starts a thread, because none of these survives a fork.
+It runs as a script (``python server.py DIRECTORY KEY LOCK_FD IDLE_S``), so that nothing of ``mlops_lib`` is in the
+memory of the kernels: a notebook always imports the library as it is on disk now. It uses only the standard library
+itself and never makes a ZeroMQ context, an event loop or a thread, because none of these survives a fork.
 
 A kernel is asked for by connecting. The server forks at once, without reading a byte, so that no client can hold it up;
 the child reads its own request, becomes the kernel, and answers. The connection then stays open: when it closes, or
@@ -41,20 +41,20 @@ with contextlib.suppress(ImportError):  # Windows has neither; there kernels are
 # Third-party packages only: project code changes while the server lives. What cannot be imported is skipped.
 # Beside what notebooks import, this is what a kernel and a first tracked run import by themselves.
 PRELOAD = """
-    ipykernel.kernelapp ipykernel.ipkernel ipykernel.debugger IPython.core.completerlib IPython.core.debugger
-    IPython.core.oinspect IPython.core.logger
-    IPython.core.pylabtools IPython.extensions.storemagic tornado.platform.asyncio
-    numpy pandas pandas.io.formats.html pyarrow.parquet pyarrow.dataset scipy.stats skops.io
+    ipykernel.kernelapp ipykernel.ipkernel ipykernel.debugger tornado.platform.asyncio
+    IPython.core.completerlib IPython.core.debugger IPython.core.oinspect IPython.core.logger IPython.core.pylabtools
+    IPython.extensions.storemagic
+    numpy pandas pandas.io.formats.html pyarrow.parquet pyarrow.dataset pandera.pandas pydantic scipy.stats skops.io
     matplotlib.pyplot matplotlib.backends.backend_agg
     sklearn.ensemble sklearn.linear_model sklearn.pipeline sklearn.compose sklearn.preprocessing sklearn.impute
     sklearn.model_selection sklearn.metrics sklearn.inspection sklearn.calibration sklearn.datasets
-    mlflow mlflow.sklearn mlflow.pyfunc.model mlflow.pyfunc.scoring_server mlflow.tracing.processor.otel mlflow.types.responses
-    mlflow.store.tracking.sqlalchemy_workspace_store mlflow.store.model_registry.sqlalchemy_store
-    mlflow.transformers alembic.command sqlalchemy.dialects.sqlite git pandera.pandas pydantic
-""".split()
-ADDED: dict[
-    str, str
-] = {}  # variables that scikit-learn and the debugger set when they are imported, as they must reach OpenMP
+    mlflow mlflow.sklearn mlflow.pyfunc.model mlflow.pyfunc.scoring_server mlflow.types.responses mlflow.transformers
+    mlflow.tracing.processor.otel mlflow.store.tracking.sqlalchemy_workspace_store
+    mlflow.store.model_registry.sqlalchemy_store sqlalchemy.dialects.sqlite alembic.command git
+""".split()  # noqa: SIM905 - as a list it would be forty lines
+BACKEND = "module://matplotlib_inline.backend_inline"  # what a kernel sets when its user has set nothing
+# Variables that scikit-learn and the debugger set on import: OpenMP and the debugger read them later on.
+ADDED: dict[str, str] = {}
 
 
 def send(connection: socket.socket, message: dict[str, Any], files: tuple[int, ...] = ()) -> None:
@@ -78,6 +78,13 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     return json.loads(body), files
 
 
+def is_readable(file: Any, timeout_s: float | None) -> bool:
+    """Wait until a file can be read or is at its end. Unlike ``select`` this takes any number of open files."""
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+
+
 def preload() -> dict[str, Any]:
     """Import everything and return what is worth knowing about it; raise when a fork would not be safe."""
     started, missing, before = time.monotonic(), [], dict(os.environ)
@@ -86,9 +93,8 @@ def preload() -> dict[str, Any]:
             importlib.import_module(name)
         except ImportError:  # a kernel that imports it will say so itself
             missing.append(name)
-    ADDED.update(
-        {name: os.environ[name] for name in set(os.environ) - set(before) if name.startswith(("KMP_", "PYDEVD_"))}
-    )
+    new = {name: value for name, value in os.environ.items() if name not in before}
+    ADDED.update({name: value for name, value in new.items() if name.startswith(("KMP_", "PYDEVD_"))})
     if threading.active_count() > 1:
         names = ", ".join(thread.name for thread in threading.enumerate()[1:])
         raise RuntimeError(f"an import started Python threads, which a fork would lose: {names}")
@@ -153,20 +159,26 @@ class Server:
         """Fork a kernel for a client of the same user; hang up on anybody else."""
         connection, _ = self.listener.accept()
         pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        try:
-            client_pidfd = os.pidfd_open(pid) if uid == os.getuid() else -1
-        except ProcessLookupError:
-            client_pidfd = -1
-        if client_pidfd < 0:
+        if uid != os.getuid():
             connection.close()
             return
-        with warnings.catch_warnings():  # Python 3.12 warns of native threads; pyarrow's one handles forks
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
+        try:
+            client_pidfd = os.pidfd_open(pid)
+            with warnings.catch_warnings():  # Python 3.12 warns of native threads; pyarrow's one survives forks
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+        except OSError as error:  # the client has died, or there is no room for another process
+            with contextlib.suppress(OSError):
+                send(connection, {"error": f"{type(error).__name__}: {error}"})
+            connection.close()
+            return
         if pid == 0:
-            self.forget()
-            os.close(client_pidfd)
-            become_kernel(connection)
+            try:
+                self.forget()
+                os.close(client_pidfd)
+                become_kernel(connection)
+            finally:
+                os._exit(1)  # whatever happens, only the server may return from here
         child = Child(pid, os.pidfd_open(pid), connection, client_pidfd)
         # The child reads what comes from its client; the server only wants to know when it hangs up.
         for file, event in (
@@ -236,7 +248,7 @@ def become_kernel(connection: socket.socket) -> NoReturn:
         finish(app)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:  # noqa: BLE001 - a process that must not return into the server's loop
+    except BaseException:  # noqa: BLE001 - the process ends here in any case
         traceback.print_exc()
     finally:
         os._exit(code)  # half a million frozen objects are not taken apart one by one
@@ -273,14 +285,16 @@ def prepare(request: dict[str, Any], files: list[int]) -> Any:
     importlib.invalidate_caches()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()  # `random` and uuid reseed themselves in a fork, NumPy does not
-    if "matplotlib" in sys.modules and Path("matplotlibrc").is_file():
-        sys.modules["matplotlib"].rc_file("matplotlibrc")
+    if "matplotlib" in sys.modules:
+        sys.modules["matplotlib"].rcParams["backend"] = os.environ.get("MPLBACKEND", BACKEND)
+        if Path("matplotlibrc").is_file():
+            sys.modules["matplotlib"].rc_file("matplotlibrc")
     gc.enable()
     launcher = importlib.util.find_spec("ipykernel_launcher")
     sys.argv = [launcher.origin if launcher and launcher.origin else "ipykernel_launcher", *request["argv"]]
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415
 
-    app = IPKernelApp.instance()
+    app: Any = IPKernelApp.instance()
     # The kernel's own watch over its parent, which is this server: it covers the day when the server is killed.
     app.initialize([*request["argv"], f"--IPKernelApp.parent_handle={os.getppid()}"])
     sys.modules["__mp_main__"] = sys.modules["__main__"]  # multiprocessing's alias, made when __main__ was the server
@@ -300,7 +314,9 @@ def main(directory: Path, key: str, lock_fd: int, idle_s: float) -> None:
     if not sys.flags.safe_path:
         del sys.path[0]  # this file's folder; a kernel looks for modules in its working directory instead
     gc.disable()
-    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel sets it
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # the server keeps three files a kernel; a kernel has its own
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    os.environ["MPLBACKEND"] = BACKEND
     # MLflow's usage telemetry would be decided once for every kernel, whatever its user has set: it stays off.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     answer = os.dup(1)

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import mlflow
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import data, reads, store, tracking
+from mlops_lib import data, kernels, reads, store, tracking
 from mlops_lib.errors import (
     IncompleteNotebookError,
     KernelDiedError,
@@ -39,7 +39,7 @@ from mlops_lib.errors import (
 from mlops_lib.notebooks import cache
 from mlops_lib.notebooks.result import find_result
 from mlops_lib.notebooks.signature import check_values, read_signature, to_source
-from mlops_lib.project import Project
+from mlops_lib.project import Project, load_project
 
 _absent = "rfc3987_syntax" not in sys.modules
 if _absent:  # jsonschema builds a grammar for it at import, 0.9 s that notebooks have no use for; it can do without
@@ -48,11 +48,13 @@ import nbformat  # noqa: E402
 import papermill  # noqa: E402
 from nbclient import NotebookClient  # noqa: E402
 from nbclient.exceptions import CellExecutionError, DeadKernelError  # noqa: E402
-from papermill.engines import Engine, papermill_engines  # noqa: E402
+from papermill.exceptions import PapermillExecutionError  # noqa: E402
 
 if _absent:
     del sys.modules["rfc3987_syntax"]
 
+# papermill guesses parameters by regular expressions and warns of those it misses; the signature has checked them all.
+logging.getLogger("papermill").setLevel(logging.ERROR)
 SAVE_EVERY_S = 5.0
 STDERR_LINES = 50
 Progress = Callable[[int, int, str], None]
@@ -122,15 +124,16 @@ def run_notebook(
         found = execution.find_cached(source, kernel_name)
         if found is not None:
             return found
-    papermill.execute_notebook(
-        source,
-        None,
-        parameters={name: _plain(values[name]) for name in parameters or {}},
-        engine_name="mlops",
-        kernel_name=kernel_name,
-        progress_bar=False,
-        execution=execution,
-    )
+    with contextlib.suppress(PapermillExecutionError):  # it knows no cell that is expected to raise; ours are raised
+        papermill.execute_notebook(
+            source,
+            None,
+            parameters={name: _plain(values[name]) for name in parameters or {}},
+            engine_name="mlops",
+            kernel_name=kernel_name,
+            progress_bar=False,
+            execution=execution,
+        )
     assert execution.finished is not None
     return execution.finished
 
@@ -157,34 +160,8 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-class MlopsEngine(Engine):  # type: ignore[misc] # papermill ships no types
-    """papermill's engine interface: ``papermill --engine mlops in.ipynb out.ipynb`` runs through the same code."""
-
-    @classmethod
-    def execute_notebook(
-        cls,
-        nb: nbformat.NotebookNode,
-        kernel_name: str,
-        output_path: str | None = None,
-        execution: _Execution | None = None,
-        input_path: str | None = None,
-        **_: Any,
-    ) -> nbformat.NotebookNode:
-        """Execute ``nb``; unlike papermill's own manager, never stamp a cell that did not run as completed."""
-        if execution is None:
-            execution = _from_papermill(nb, Path(str(input_path)))
-        execution.run(nb, kernel_name, Path(output_path) if output_path else None)
-        return nb
-
-
-papermill_engines.register("mlops", MlopsEngine)
-# It guesses parameters by regular expressions and warns of those it misses; the signature has checked them all.
-logging.getLogger("papermill").setLevel(logging.ERROR)
-
-
-def _from_papermill(nb: nbformat.NotebookNode, path: Path) -> _Execution:
-    from mlops_lib.project import load_project  # noqa: PLC0415 - stock papermill knows no project
-
+def execution_of(nb: nbformat.NotebookNode, path: Path) -> _Execution:
+    """Return the execution of a notebook that stock papermill has parameterized; its parameters are checked now."""
     given = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
     original = read_notebook(path)
     values = check_values(read_signature(original, path), given, path)
@@ -285,6 +262,10 @@ class _Execution:
                 cell.source = "\n".join(["# Parameters", *lines])
 
 
+class _LeftError(Exception):
+    """A cell has called ``exit()``."""
+
+
 @dataclass
 class _Driver:
     """Drives one kernel through the cells and keeps the notebook's account of itself true."""
@@ -322,6 +303,8 @@ class _Driver:
         except DeadKernelError as error:
             self._fail(log)
             raise self._death(log) from error
+        except _LeftError:
+            pass  # the cells that are left tell
         finally:
             if log.exists() and not log.stat().st_size:
                 log.unlink()
@@ -345,6 +328,10 @@ class _Driver:
             on_cell_execute=self._on_execute,
             on_cell_executed=self._on_executed,
         )
+        client.km = client.create_kernel_manager()
+        spec = client.km.kernel_spec
+        if spec is not None:  # the provisioner takes what it can fork from and starts anything else as ever
+            spec.metadata = {"kernel_provisioner": {"provisioner_name": kernels.PROVISIONER_NAME}, **spec.metadata}
         with self._stopping(client):
             await client.async_execute(env=self.env, stdout=stdio, stderr=stdio)
 
@@ -391,6 +378,8 @@ class _Driver:
         self.peak_kib = max(self.peak_kib, _peak_kib(self.kernel_pid))
         failed = execute_reply["content"]["status"] != "ok" and "raises-exception" not in cell.metadata.get("tags", ())
         self._mark("failed" if failed else "completed")
+        if any(payload.get("source") == "ask_exit" for payload in execute_reply["content"].get("payload", ())):
+            raise _LeftError  # the kernel would still take the next cell, or not: a race
 
     def _mark(self, status: str) -> None:
         if 0 <= self.at < len(self.nb.cells):

@@ -1,0 +1,376 @@
+"""Every message, word for word: what a person reads when something is refused."""
+
+from __future__ import annotations
+
+import builtins
+import pickle
+from pathlib import Path
+
+import pytest
+
+from mlops_lib import errors
+
+# Made with facts as the library gives them, beside the text that a person gets.
+MESSAGES: list[tuple[errors.MlopsError, str]] = [
+    (
+        errors.ReportFailedError("Gates", 1, 5, ("test_roc_auc is 0.671, needs >= 0.680",)),
+        "Gates: 1 of 5 checks failed. test_roc_auc is 0.671, needs >= 0.680.",
+    ),
+    (
+        errors.ProjectNotFoundError((Path("/a/notebooks/project.py"), Path("/notebooks/project.py"))),
+        "No project file was found. Looked at /a/notebooks/project.py, /notebooks/project.py. Name one with "
+        "--project FILE or MLOPS_PROJECT, or run inside the repository. Nothing was run.",
+    ),
+    (
+        errors.ProjectFileError(Path("project.py"), "it defines no `project`"),
+        "Project file 'project.py' cannot be used: it defines no `project`. It must define one `project = "
+        "Project(...)` at top level. Nothing was run.",
+    ),
+    (
+        errors.UnknownStageError("prd", ("dev", "staging", "prod")),
+        "There is no stage 'prd'. The project declares dev, staging, prod. Did you mean 'prod'? Nothing was changed.",
+    ),
+    (
+        errors.PeriodNotIngestedError("2013-13", "arrivals", ("2013-01", "2013-02"), Path("data/2013-13.parquet")),
+        "There are no arrivals for period '2013-13' (no file 'data/2013-13.parquet'). Ingested: 2013-01, 2013-02."
+        " Did you mean '2013-01'? Write them with 'mlops ingest'. Nothing was run.",
+    ),
+    (
+        errors.PeriodNotIngestedError("2013-13", "labels", (), Path("data/2013-13.parquet")),
+        "There are no labels for period '2013-13' (no file 'data/2013-13.parquet'). No period was ingested yet. "
+        "Write them with 'mlops ingest'. Nothing was run.",
+    ),
+    (
+        errors.PeriodOrderError("2013-10", "2013-01"),
+        "No period lies from '2013-10' to '2013-01': the first is the later one. Nothing was read.",
+    ),
+    (
+        errors.TableNotFoundError(Path("data/may.parquet"), ("may-1.parquet", "june.parquet")),
+        "There is no table 'data/may.parquet'. The folder holds: may-1.parquet, june.parquet. Did you mean "
+        "'may-1.parquet'? Nothing was read or written.",
+    ),
+    (
+        errors.TableFileError(Path("data/may.parquet"), "Parquet magic bytes not found in footer"),
+        "Table 'data/may.parquet' cannot be read: Parquet magic bytes not found in footer. Write it again from "
+        "its source; a file cut short keeps no rows. Nothing was written.",
+    ),
+    (
+        errors.EmptyTableError(Path("data/may.parquet")),
+        "Table 'data/may.parquet' has no rows. At least one is needed. Nothing was written.",
+    ),
+    (
+        errors.MissingColumnsError(Path("data/may.parquet"), ("is_late",), ("id", "late")),
+        "Table 'data/may.parquet' lacks is_late. It has id, late. Did you mean 'late'? Nothing was written.",
+    ),
+    (
+        errors.WriteRefusedError(Path("data/may.parquet"), "No space left on device"),
+        "Cannot write 'data/may.parquet': No space left on device. Free space or permission in 'data' is needed. "
+        "What was there before is unchanged.",
+    ),
+    (
+        errors.TimeSplitError("departs", "1 of 100 rows have no time"),
+        "The table cannot be split by 'departs': 1 of 100 rows have no time. Nothing was split or left out.",
+    ),
+    (
+        errors.StoreUnreachableError("http://127.0.0.1:5000", "Connection refused"),
+        "Cannot reach the MLflow store at 'http://127.0.0.1:5000' (Connection refused). Start it, or unset "
+        "MLFLOW_TRACKING_URI to use the project's own mlflow.db. Nothing was changed.",
+    ),
+    (
+        errors.StoreBrokenError("sqlite:////a/mlflow.db", "it is a SQLite file but not an MLflow store"),
+        "The MLflow store 'sqlite:////a/mlflow.db' cannot be used: it is a SQLite file but not an MLflow store. "
+        "Restore it from a backup, or move it away: the next command then makes a fresh one. Nothing was changed.",
+    ),
+    (
+        errors.StoreReadOnlyError("sqlite:////a/mlflow.db"),
+        "The MLflow store 'sqlite:////a/mlflow.db' is read-only for this user. Make the file and its folder "
+        "writable, or set MLFLOW_TRACKING_URI to a store that is. Nothing was changed.",
+    ),
+    (
+        errors.ModelFileError("Version 7 of 'toy'", "model.skops", "is missing"),
+        "Version 7 of 'toy' was not loaded: file 'model.skops' is missing. Nothing of it was deserialized. "
+        "Restore the file from a backup, or roll back to another version.",
+    ),
+    (
+        errors.ModelFileError("Version 7 of 'toy'", "model.skops", "does not give its stored predictions", True),
+        "Version 7 of 'toy' was not loaded: file 'model.skops' does not give its stored predictions. It was "
+        "discarded unused. Restore the file from a backup, or roll back to another version.",
+    ),
+    (
+        errors.UntrustedTypesError("The model", ("mine.Model",)),
+        "The model contains types that are not on the reviewed list: mine.Model. If they belong to an installed "
+        "package that you trust, name them in Project(trusted_types=...). Nothing was saved or loaded.",
+    ),
+    (
+        errors.ModelNotSavableError("The model", "it refers to itself"),
+        "The model cannot be saved with skops: it refers to itself. Build it from importable functions and classes, "
+        "without lambdas or references to itself. Nothing was saved.",
+    ),
+    (
+        errors.MetricValueError("test_roc_auc", float("inf")),
+        "Metric 'test_roc_auc' is inf, needs a finite number: MLflow would store infinity as 1.8e308, which "
+        "passes every gate. No metric was logged.",
+    ),
+    (
+        errors.UnknownVersionError("toy", "9", (1, 2, 3)),
+        "There is no version '9' of 'toy'. Registered versions: 1, 2, 3. Nothing was changed.",
+    ),
+    (
+        errors.EmptyStageError("toy", "prod", ("dev",)),
+        "No version of 'toy' is in prod. Stages with a version: dev. Bring one there with 'mlops promote VERSION "
+        "prod'. Nothing was changed.",
+    ),
+    (
+        errors.PromotionRefusedError("toy", 7, "prod", "1 of 5 gates failed", 6),
+        "Version 7 of 'toy' was not promoted to prod: 1 of 5 gates failed. prod still has version 6.",
+    ),
+    (
+        errors.RollbackRefusedError("toy", "prod", "it has never had another version", None),
+        "prod of 'toy' was not rolled back: it has never had another version. It is still empty.",
+    ),
+    (
+        errors.PromotionRefusedError("toy", 7, "prod", "it is there already", None),
+        "Version 7 of 'toy' was not promoted to prod: it is there already. prod is still empty.",
+    ),
+    (
+        errors.RollbackRefusedError("toy", "prod", "it never had version 9; it had 6", 7),
+        "prod of 'toy' was not rolled back: it never had version 9; it had 6. It still has version 7.",
+    ),
+    (
+        errors.HeadMovedError("toy", "promote to prod", "#4 promote prod → version 3 by bob at noon"),
+        "promote to prod of 'toy' was not made: somebody else moved first (#4 promote prod → version 3 by bob at "
+        "noon). Look at 'mlops history' and decide again. Nothing was changed by this call.",
+    ),
+    (
+        errors.LedgerBrokenError("toy", 3, "does not follow from the entry before it"),
+        "The ledger of 'toy' is not intact: entry 3 does not follow from the entry before it. No stage was moved "
+        "and none will be until it is restored from a backup.",
+    ),
+    (
+        errors.RunNotFinishedError("m-1", "it is PENDING, not READY"),
+        "Model 'm-1' was not registered: it is PENDING, not READY. Only a complete model of a run that has not "
+        "failed becomes a version.",
+    ),
+    (
+        errors.BatchRefusedError(Path("may.parquet"), 30, 100, 0.05, {"size.missing": 1, "color.type": 29}),
+        "'may.parquet' was not scored: 30 of 100 rows break the contract, more than the 5% it allows. Broken "
+        "most: color.type (29), size.missing (1). Mend the table at its source, or loosen the contract in the "
+        "project file and train again. Nothing was written.",
+    ),
+    (
+        errors.OutputTakenError(Path("out.parquet"), "it was not written by a finished batch"),
+        "Nothing was scored to 'out.parquet': it was not written by a finished batch. Name another output. The "
+        "file is as it was.",
+    ),
+    (
+        errors.NotebookNotFoundError("02_tran", ("01_explore.ipynb", "02_train.ipynb")),
+        "There is no notebook '02_tran'. The project has 01_explore.ipynb, 02_train.ipynb. Did you mean "
+        "'02_train.ipynb'? Nothing was run.",
+    ),
+    (
+        errors.NotebookFileError(Path("a.ipynb"), "it is no JSON"),
+        "'a.ipynb' is not a notebook that can be run: it is no JSON. Nothing was run.",
+    ),
+    (
+        errors.ParameterCellError(Path("a.ipynb"), "line 2 is a call", "literals"),
+        "The parameters cell of 'a.ipynb' cannot be used: line 2 is a call; expected literals. Nothing was run.",
+    ),
+    (
+        errors.UnknownParameterError(Path("a.ipynb"), "n_estimator", ("train_until", "n_estimators")),
+        "Notebook 'a.ipynb' has no parameter 'n_estimator'. It declares train_until, n_estimators. Did you mean "
+        "'n_estimators'? Nothing was run.",
+    ),
+    (
+        errors.ParameterValueError(Path("a.ipynb"), "n_estimators", "int", "ten", "not a whole number"),
+        "Parameter 'n_estimators' of notebook 'a.ipynb' is 'ten', needs int (not a whole number). Nothing was run.",
+    ),
+    (
+        errors.SecretParameterError(Path("a.ipynb"), "api_token"),
+        "Parameter 'api_token' of notebook 'a.ipynb' looks like a secret, and parameters are written into "
+        "notebook, report and store. Use an environment variable. Nothing was run.",
+    ),
+    (
+        errors.ResultValueError("table", "DataFrame"),
+        "Result 'table' is a DataFrame, needs a number, text, list or dict without NaN. Log tables and models as "
+        "artifacts. No result was recorded.",
+    ),
+    (
+        errors.NotebookCellError(
+            Path("a.ipynb"),
+            7,
+            14,
+            12.4,
+            "ValueError",
+            "Input X contains NaN",
+            3,
+            "model.fit(X, y)",
+            Path("runs/a.ipynb"),
+        ),
+        "Cell 7 of 14 in 'a.ipynb' failed after 12.4 s: ValueError: Input X contains NaN (line 3: model.fit(X, "
+        "y)). Executed copy: runs/a.ipynb",
+    ),
+    (
+        errors.KernelDiedError(Path("a.ipynb"), 7, 14, 512, "Killed", Path("runs/a.ipynb")),
+        "The kernel died in cell 7 of 14 of 'a.ipynb' (peak memory 512 MB). Its last words: Killed. Later cells "
+        "did not run. Executed copy: runs/a.ipynb",
+    ),
+    (
+        errors.NotebookTimeoutError(Path("a.ipynb"), 7, 14, 60.0, Path("runs/a.ipynb")),
+        "'a.ipynb' was stopped at its deadline of 60 s, in cell 7 of 14. Later cells did not run. Executed copy: "
+        "runs/a.ipynb",
+    ),
+    (
+        errors.NotebookStoppedError(Path("a.ipynb"), 7, 14, "SIGTERM", Path("runs/a.ipynb")),
+        "'a.ipynb' was stopped by SIGTERM in cell 7 of 14. Later cells did not run; its run is KILLED. Executed "
+        "copy: runs/a.ipynb",
+    ),
+    (
+        errors.IncompleteNotebookError(Path("a.ipynb"), 7, 14, 8, Path("runs/a.ipynb")),
+        "'a.ipynb' ended early: 8 cells from cell 7 of 14 on never ran (did a cell call exit()?). Its run is "
+        "FAILED. Executed copy: runs/a.ipynb",
+    ),
+    (
+        errors.PayloadError("the body is no JSON object", ("inputs", "instances")),
+        "The request cannot be read: the body is no JSON object. Send a JSON object with exactly one of inputs, "
+        "instances. Nothing was scored.",
+    ),
+    (
+        errors.PortTakenError("127.0.0.1", 5001),
+        "Port 5001 on 127.0.0.1 is taken. Name another with --port. Nothing was started.",
+    ),
+    (
+        errors.NoRowsError("y_true"),
+        "There are no rows in y_true. At least one is needed. Nothing was computed.",
+    ),
+    (
+        errors.ScoreLengthError(10, 9),
+        "There are 10 labels but 9 scores. They are compared by position, so both must come from the same rows in"
+        " the same order. Nothing was computed.",
+    ),
+    (
+        errors.ScoreValuesError(2, 10, 4, 1.5),
+        "2 of 10 scores are no probabilities; the first is 1.5 at row 4. Scores are finite and within [0, 1], "
+        "such as model.predict_proba(X)[:, 1]. Nothing was computed.",
+    ),
+    (
+        errors.LabelValuesError(("2", "nan")),
+        "Labels hold 2, nan, but only 0 and 1 (or False and True) are known. Leave out rows without a label, and "
+        "map others to 0 and 1. Nothing was computed.",
+    ),
+    (
+        errors.SingleClassError(1, 10),
+        "All 10 rows are of class 1, so ranking metrics have nothing to compare. Use a longer period or a larger "
+        "slice. Nothing was computed.",
+    ),
+    (
+        errors.UnknownMetricError("roc_acu", ("roc_auc", "log_loss")),
+        "There is no metric 'roc_acu'. Known are roc_auc, log_loss. Did you mean 'roc_auc'? Nothing was computed.",
+    ),
+    (
+        errors.ResamplingError(0, 0.95),
+        "No interval follows from n_resamples=0 and confidence=0.95. At least 1 resample and a confidence between"
+        " 0 and 1 are needed. Nothing was computed.",
+    ),
+    (
+        errors.TableColumnsError("labels", ("brok",), ("thing_id", "broke")),
+        "The labels lack brok. They have thing_id, broke. Did you mean 'broke'? Nothing was computed.",
+    ),
+    (
+        errors.ProfileColumnError("tags", "it holds lists"),
+        "Column 'tags' cannot be profiled: it holds lists. No profile was built.",
+    ),
+    (
+        errors.DuplicateKeysError("labels", ("thing_id",), 2, "7"),
+        "2 rows of the labels repeat a key (thing_id); the first is 7. One key must name one row, or rows are "
+        "counted twice in the join. Nothing was computed.",
+    ),
+    (
+        errors.ContractColumnsError(("size",), ("color",), ("color", "size")),
+        "The table lacks size and has more than one color. The contract expects each once: color, size. Fix where"
+        " the table is made. Nothing was scored.",
+    ),
+    (
+        errors.ContractColumnUnknownError("colour", ("color", "size")),
+        "The contract has no column 'colour'. Its columns are color, size. Did you mean 'color'? The contract is "
+        "unchanged.",
+    ),
+    (
+        errors.ContractInferenceError("column 'size'", "is missing in every row"),
+        "No contract was learnt: column 'size' is missing in every row. Clean the training data, or leave the "
+        "column out.",
+    ),
+    (
+        errors.ContractDefinitionError("max_bad_share", "is 2", "a number from 0 to 1"),
+        "max_bad_share is 2, needs a number from 0 to 1. No contract was made or changed.",
+    ),
+    (
+        errors.WarmKernelError("the server did not answer"),
+        "No warm kernel: the server did not answer.",
+    ),
+    (
+        errors.RuntimeDirectoryError(Path("/tmp/k"), "belongs to another user"),
+        "The folder for kernel sockets '/tmp/k' belongs to another user. Set MLOPS_RUNTIME_DIR to a folder of "
+        "your own. No warm kernel was started or stopped.",
+    ),
+]
+
+
+def error_classes(namespace: dict[str, object]) -> set[type[errors.MlopsError]]:
+    """Return the children of MlopsError in a namespace."""
+    classes = (value for value in namespace.values() if isinstance(value, type))
+    return {c for c in classes if issubclass(c, errors.MlopsError) and c is not errors.MlopsError}
+
+
+each_message = pytest.mark.parametrize(
+    ("error", "message"), MESSAGES, ids=[f"{type(error).__name__}-{n}" for n, (error, _) in enumerate(MESSAGES)]
+)
+
+
+@each_message
+def test_error_says_exactly_this(error: errors.MlopsError, message: str) -> None:
+    assert str(error) == message
+
+
+@each_message
+def test_error_is_also_the_builtin_that_it_resembles(error: errors.MlopsError, message: str) -> None:
+    plain = [c for c in type(error).__mro__ if c.__module__ == builtins.__name__]
+    assert plain[0] not in (Exception, BaseException, object), message
+
+
+@each_message
+def test_error_crosses_a_process_border_with_its_facts(error: errors.MlopsError, message: str) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == message
+    assert vars(copy) == vars(error)
+
+
+@each_message
+def test_message_is_whole_sentences_without_empty_words(error: errors.MlopsError, message: str) -> None:
+    for word in ("please", "invalid", "something went wrong", "oops", "unfortunately"):
+        assert word not in message.lower()
+    assert "\n" not in message, "the command line prints one line"
+    assert message.endswith((".", ".ipynb")), "a path at the end stays clickable without a dot"
+    assert "  " not in message
+    assert ".. " not in message
+
+
+def test_no_error_is_missing_from_this_table() -> None:
+    assert {type(error) for error, _ in MESSAGES} == error_classes(vars(errors))
+
+
+def test_an_error_that_is_missing_from_the_table_would_be_found() -> None:
+    class NewError(errors.MlopsError, ValueError):
+        pass
+
+    assert error_classes({"NewError": NewError, "MlopsError": errors.MlopsError, "Path": Path}) == {NewError}
+
+
+def test_nearest_proposes_nothing_for_a_name_unlike_all_others() -> None:
+    assert errors.nearest("prd", ("dev", "prod")) == " Did you mean 'prod'?"
+    assert errors.nearest("xyz", ("dev", "prod")) == ""
+
+
+def test_long_lists_are_cut_and_counted() -> None:
+    assert errors.listed(range(15), limit=3) == "0, 1, 2 and 12 more"
+    assert errors.listed([]) == "none"

@@ -1,0 +1,244 @@
+"""The project file: found where a person would look, completed from the environment, refused with what is missing."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+
+import pytest
+
+from mlops_lib.errors import (
+    PeriodNotIngestedError,
+    PeriodOrderError,
+    ProjectFileError,
+    ProjectNotFoundError,
+    UnknownStageError,
+)
+from mlops_lib.project import Project, find_project_file, load_project
+
+SOURCE = """
+from pathlib import Path
+from mlops_lib.project import Project
+project = Project(
+    name="toy", root=Path(__file__).resolve().parent.parent, target="broke", keys=("thing_id",), features=("size",),
+    arrivals="data/arrivals/{period}.parquet", labels="data/labels/{period}.parquet",
+)
+"""
+OURS = ("MLOPS_PROJECT", "MLOPS_ACTOR", "MLOPS_OUTPUTS", "MLOPS_NOTEBOOK")
+OTHERS = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "JPY_SESSION_NAME")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with a project file, and an environment that says nothing."""
+    for name in (*OURS, *OTHERS):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/project.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_project_file_is_found_from_any_folder_below(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = repository / "notebooks/drafts/old"
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    assert find_project_file() == repository / "notebooks/project.py"
+    assert load_project().root == repository
+
+
+def test_variable_names_a_project_and_an_argument_goes_before_it(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, third = repository / "other.py", repository / "third.py"
+    other.write_text(SOURCE.replace('"toy"', '"other"'))
+    third.write_text(SOURCE.replace('"toy"', '"third"'))
+    monkeypatch.setenv("MLOPS_PROJECT", "other.py")
+    assert load_project().name == "other"
+    assert load_project(third).name == "third"
+
+
+def test_a_named_project_that_is_not_there_is_not_replaced_by_one_that_is(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLOPS_PROJECT", "gone.py")
+    with pytest.raises(ProjectNotFoundError, match=r"gone.py"):
+        load_project()
+
+
+def test_nothing_found_lists_where_was_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLOPS_PROJECT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ProjectNotFoundError) as caught:
+        load_project()
+    assert caught.value.looked_at[0] == tmp_path / "notebooks/project.py"
+    assert caught.value.looked_at[-1] == Path("/notebooks/project.py")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("x = 1", "it defines no `project`"),
+        ("project = {'name': 'toy'}", "`project` is not a Project"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("def broken(:", "SyntaxError"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+    ],
+)
+def test_a_file_that_gives_no_project_is_refused_with_the_reason(repository: Path, source: str, reason: str) -> None:
+    (repository / "notebooks/project.py").write_text(source)
+    with pytest.raises(ProjectFileError) as caught:
+        load_project()
+    assert caught.value.reason.startswith(reason)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_python_is_refused(repository: Path) -> None:
+    (repository / "project.toml").write_text("")
+    with pytest.raises(ProjectFileError, match=r"not a Python file"):
+        load_project("project.toml")
+
+
+def test_defaults_are_the_store_beside_the_project_and_the_login_name(repository: Path) -> None:
+    project = load_project()
+    assert project.tracking_uri == f"sqlite:///{repository}/mlflow.db"
+    assert project.actor == getpass.getuser()
+    assert project.file == repository / "notebooks/project.py"
+    assert (project.run_id, project.notebook, project.outputs) == (None, None, None)
+
+
+def test_a_login_that_has_no_name_still_has_an_actor(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with a user id that /etc/passwd does not know."""
+
+    def nobody(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert load_project().actor.startswith("uid-")
+
+
+def test_environment_fills_in_store_actor_run_and_notebook(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000",
+        "MLOPS_ACTOR": "ada",
+        "MLFLOW_RUN_ID": "abc",
+        "JPY_SESSION_NAME": "a.ipynb",
+        "MLOPS_OUTPUTS": "out",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    project = load_project()
+    assert (project.tracking_uri, project.actor, project.run_id) == ("http://127.0.0.1:5000", "ada", "abc")
+    assert project.notebook == "a.ipynb"
+    assert project.outputs == repository / "out"
+    assert project.runs_path == repository / "out/runs"
+    assert project.predictions_path("p1", 7) == repository / "out/data/predictions/p1/version-7.parquet"
+    monkeypatch.setenv("MLOPS_NOTEBOOK", "b.ipynb")
+    assert load_project().notebook == "b.ipynb"
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_RUN_ID", "MLOPS_NOTEBOOK", "MLOPS_OUTPUTS", "MLOPS_ACTOR", "MLOPS_PROJECT"])
+def test_an_empty_variable_is_no_variable(repository: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    expected = load_project()
+    monkeypatch.setenv(name, "")
+    assert load_project() == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:///{root}/mlflow.db"),
+        ("sqlite:///store/../m.db", "sqlite:///{root}/m.db"),
+        ("sqlite:////srv/mlflow.db", "sqlite:////srv/mlflow.db"),
+        ("postgresql+psycopg://u:p@db/mlflow", "postgresql+psycopg://u:p@db/mlflow"),
+    ],
+)
+def test_a_relative_sqlite_store_does_not_move_with_the_working_folder(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, given: str, expected: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert load_project().tracking_uri == expected.format(root=repository)
+
+
+def test_the_environment_is_not_shown_where_a_project_is_printed(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "s3cret")
+    project = load_project()
+    assert project.environ["SOME_TOKEN"] == "s3cret"
+    assert "s3cret" not in repr(project)
+
+
+@pytest.fixture
+def with_periods(tmp_path: Path) -> Project:
+    """Return a project with arrivals of three periods and labels of one."""
+    for name in ("arrivals/2013-02", "arrivals/2013-10", "arrivals/2013-01", "labels/2013-01"):
+        file = tmp_path / f"data/{name}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (tmp_path / "data/arrivals/2013-03.csv").touch()
+    return Project(
+        name="toy",
+        root=tmp_path,
+        target="broke",
+        keys=("id",),
+        features=("size",),
+        arrivals="data/arrivals/{period}.parquet",
+        labels="data/labels/{period}.parquet",
+    )
+
+
+def test_periods_are_what_files_exist_in_order(with_periods: Project) -> None:
+    assert with_periods.periods() == ("2013-01", "2013-02", "2013-10")
+    assert with_periods.periods("labels") == ("2013-01",)
+
+
+def test_temporary_files_of_a_writer_are_no_periods(with_periods: Project) -> None:
+    (with_periods.root / "data/arrivals/.2013-04.parquet.abc.tmp").touch()
+    (with_periods.root / "data/arrivals/.2013-05.parquet").touch()
+    assert with_periods.periods() == ("2013-01", "2013-02", "2013-10")
+
+
+def test_a_period_that_was_never_ingested_is_refused_with_those_that_were(with_periods: Project) -> None:
+    with pytest.raises(PeriodNotIngestedError) as caught:
+        with_periods.path("arrivals", "2013-03")
+    assert caught.value.periods == ("2013-01", "2013-02", "2013-10")
+    with pytest.raises(PeriodNotIngestedError, match=r"labels for period '2013-02'"):
+        with_periods.path("labels", "2013-02")
+
+
+def test_no_period_at_all_says_so(with_periods: Project) -> None:
+    for file in (with_periods.root / "data/labels").iterdir():
+        file.unlink()
+    with pytest.raises(PeriodNotIngestedError, match=r"No period was ingested yet"):
+        with_periods.path("labels", "2013-01")
+
+
+def test_paths_are_the_periods_from_first_to_last_both_included(with_periods: Project) -> None:
+    names = [path.stem for path in with_periods.paths("arrivals", "2013-01", "2013-02")]
+    assert names == ["2013-01", "2013-02"]
+    with pytest.raises(PeriodNotIngestedError, match=r"2013-12"):
+        with_periods.paths("arrivals", "2013-01", "2013-12")
+
+
+def test_paths_of_a_span_that_ends_before_it_begins_are_refused(with_periods: Project) -> None:
+    with pytest.raises(PeriodOrderError):
+        with_periods.paths("arrivals", "2013-10", "2013-01")
+
+
+@pytest.mark.parametrize("period", ["../labels/2013-01", "../../secret", "/etc/passwd", ""])
+def test_a_period_cannot_lead_out_of_its_folder(with_periods: Project, period: str) -> None:
+    (with_periods.root / "secret.parquet").touch()
+    (with_periods.root / "data/arrivals/.parquet").touch()
+    with pytest.raises(PeriodNotIngestedError):
+        with_periods.path("arrivals", period)
+
+
+def test_production_is_the_last_stage_and_unknown_stages_are_refused(with_periods: Project) -> None:
+    assert with_periods.production == "prod"
+    with_periods.raise_for_stage("staging")
+    with pytest.raises(UnknownStageError, match=r"Did you mean 'prod'"):
+        with_periods.raise_for_stage("Prod")

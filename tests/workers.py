@@ -1,0 +1,61 @@
+"""Functions that tests run in other processes, all starting at once.
+
+The processes are forked from a server that has done the imports, not from pytest: none inherits a connection, and a
+race is a race of what is tested, not of who imports MLflow first.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from typing import Any
+
+from mlops_lib import registry, store
+from mlops_lib.project import Project
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["mlops_lib.gates", "mlops_lib.scoring", "mlflow.store.tracking.sqlalchemy_store"])
+
+
+def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
+    """Start a process and return it."""
+    process = CONTEXT.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def run_at_once(function: Callable[..., object], calls: list[tuple[object, ...]]) -> list[object]:
+    """Run ``function`` in one process per call, all past a barrier at once; return results or exceptions, in order."""
+    barrier, answers = CONTEXT.Barrier(len(calls)), CONTEXT.Queue()
+    processes = [start(_answer, barrier, answers, n, function, call) for n, call in enumerate(calls)]
+    found = dict(answers.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(timeout=60)
+    return [found[n] for n in range(len(calls))]
+
+
+def _answer(
+    barrier: Any, answers: Queue[Any], n: int, function: Callable[..., object], arguments: tuple[object, ...]
+) -> None:
+    barrier.wait(timeout=60)
+    try:
+        answers.put((n, function(*arguments)))
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        answers.put((n, error))
+
+
+def use_store(uri: str) -> int:
+    """Connect and count experiments, as a first command does."""
+    return len(store.connect(uri).search_experiments())
+
+
+def promote(project: Project, version: int, stage: str) -> registry.Entry:
+    """Promote by force, so that only the ledger decides."""
+    return registry.promote(project, version, stage, force=True, reason=f"race of version {version}")
+
+
+def register(project: Project, model_uri: str) -> int:
+    """Register a logged model and return its version."""
+    return registry.register(project, model_uri).version
