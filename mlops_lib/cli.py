@@ -39,7 +39,7 @@ class Commands(click.Group):
         except MlopsError as error:
             from mlops_lib.errors import HeadMovedError, PromotionRefusedError, RollbackRefusedError
 
-            if ctx.params.get("debug"):
+            if ctx.find_root().params.get("debug"):
                 raise
             click.secho(str(error), fg="red", err=True)
             refused = isinstance(error, PromotionRefusedError | RollbackRefusedError | HeadMovedError)
@@ -350,6 +350,12 @@ def monitor(ctx: click.Context, period: str, stage: str | None, as_of: datetime 
     ctx.exit(0 if seen.passed else NO)
 
 
+def _moment(seconds: float) -> str:
+    from datetime import UTC
+
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
 def _aware(moment: datetime | None) -> datetime | None:
     from datetime import UTC
 
@@ -360,7 +366,7 @@ def _aware(moment: datetime | None) -> datetime | None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def lab(ctx: click.Context, arguments: tuple[str, ...]) -> None:
-    """Open JupyterLab on the notebooks, with the command line's store.
+    """Open JupyterLab on the notebooks, with the command line's store and warm kernels.
 
     Example: mlops lab
     """
@@ -391,12 +397,15 @@ def ui(ctx: click.Context, host: str, port: int) -> None:
 
 
 def _exec(project: Project, program: str, *arguments: str) -> None:
-    """Replace this process by a program of the same environment, with the project's store."""
+    """Replace this process by a program of the same environment, with the project's store and warm kernels."""
     import os
+
+    from mlops_lib import kernels
 
     bin_folder = str(Path(sys.executable).parent)
     environment = {
         **project.environ,
+        **kernels.environment(),
         "MLFLOW_TRACKING_URI": project.tracking_uri,
         "MLOPS_PROJECT": str(project.file),
         # Without the job runners a server for one user starts in 4 s with 2 processes instead of 9 s with 15.
@@ -421,6 +430,53 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     facts = table_lines([[name, value] for name, value in report.facts.items()])
     _print(as_json, report.to_dict(), lambda: [str(report), "", *facts])
     ctx.exit(0 if report.passed else NO)
+
+
+@main.group(cls=Commands)
+def kernels() -> None:
+    """Warm kernels: notebooks whose heavy imports are already done.
+
+    Example: mlops kernels status
+    """
+
+
+@kernels.command("status")
+@json_option
+def kernels_status(as_json: bool) -> None:
+    """List the processes that fork kernels, and the kernels that live.
+
+    Example: mlops kernels status
+    """
+    from mlops_lib import kernels as room
+
+    servers = room.status()
+    rows: list[list[object]] = [
+        [s["key"], s["pid"], _moment(s["started_at"]), f"{s['preload_s']:.1f} s", len(s["kernels"])] for s in servers
+    ]
+    _print(as_json, servers, lambda: _table(["server", "pid", "started", "preload", "kernels"], rows))
+
+
+@kernels.command("stop")
+def kernels_stop() -> None:
+    """End every warm server, and the kernels that it has forked with it.
+
+    Example: mlops kernels stop
+    """
+    from mlops_lib import kernels as room
+
+    n_kernels = sum(len(server["kernels"]) for server in room.status())
+    click.echo(f"servers stopped: {room.stop()}, kernels ended with them: {n_kernels}")
+
+
+@kernels.command("install")
+def kernels_install() -> None:
+    """Offer warm kernels by name, 'Python 3 (warm)', to every Jupyter program of this environment.
+
+    Example: mlops kernels install
+    """
+    from mlops_lib import kernels as room
+
+    click.echo(f"kernelspec written: {room.install()}")
 
 
 if __name__ == "__main__":

@@ -416,6 +416,21 @@ class HeadMovedError(MlopsError, RuntimeError):
 
 
 @dataclass(eq=False)
+class ReasonTooLongError(MlopsError, ValueError):
+    """A reason that does not fit into an entry of the ledger."""
+
+    n_characters: int
+    limit: int
+
+    def __str__(self) -> str:
+        """Give both lengths."""
+        return (
+            f"The reason or description takes {self.n_characters} characters as JSON, the ledger keeps {self.limit}. "
+            "Shorten it and keep the long form in the run. Nothing was changed."
+        )
+
+
+@dataclass(eq=False)
 class LedgerBrokenError(MlopsError, ValueError):
     """A ledger whose chain of hashes does not hold."""
 

@@ -11,6 +11,7 @@ never a pass. The first model ever has no champion: gates that compare are then 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,10 @@ def check_gates(
         Fails closed: rows that break the contract beyond its share, exceptions and NaN are failures.
     """
     facts = bind(project, candidate, champion, inputs)
+    frame = frame.reset_index(drop=True)  # rows are told apart by it, and periods that were concatenated repeat theirs
+    if not project.gates:
+        rows = [Row("gates", 0, ">= 1", "failed", "the project declares no gates")]
+        return Report(_title(candidate, champion), tuple(rows), facts)
     try:
         evidence, rows = _collect(project, candidate, champion, frame)
     except Exception as error:  # noqa: BLE001 - a gate that cannot run has not been passed
@@ -216,7 +221,9 @@ def check_gates(
 def bind(project: Project, candidate: Release, champion: Release | None, inputs: Sequence[Path]) -> dict[str, Any]:
     """Return the facts that a verdict holds for; ``registry.promote`` compares them with what it finds."""
     code = tracking.describe_code(project)
-    names = {path.resolve().relative_to(project.root.resolve()).as_posix(): path for path in inputs}
+    root = project.root.resolve()
+    resolved = [path.resolve() for path in inputs]
+    names = {(path.relative_to(root) if path.is_relative_to(root) else path).as_posix(): path for path in resolved}
     return {
         "name": candidate.name,
         "version": candidate.version,
@@ -282,7 +289,8 @@ def _run(gate: Gate, evidence: Evidence) -> list[Row]:
 
 
 def _closed(row: Row) -> Row:
-    unsound = row.value is None or (isinstance(row.value, float) and not math.isfinite(row.value))
+    value: object = row.value
+    unsound = value is None or (isinstance(value, numbers.Real) and not math.isfinite(value))
     if row.status == "passed" and unsound:
         return Row(row.name, row.value, row.limit, "failed", f"its value is {row.value}, needs a finite number")
     return row

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlops_lib.errors import (
     PeriodNotIngestedError,
@@ -28,6 +29,7 @@ from mlops_lib.errors import (
 )
 
 PROJECT_FILE = Path("notebooks/project.py")
+SECRET_WORDS = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential", "private_key")
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,13 @@ class Project:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
+    def secrets(self) -> tuple[str, ...]:
+        """Values that must not be written anywhere: of variables named like secrets, and the store's password."""
+        named = [value for name, value in self.environ.items() if is_secret_name(name) and len(value) >= 6]
+        password = urlsplit(self.tracking_uri).password
+        return tuple(sorted({*named, *([password] if password else [])}, key=len, reverse=True))
+
+    @property
     def production(self) -> str:
         """The last stage: the one whose version is the champion."""
         return self.stages[-1]
@@ -148,6 +157,11 @@ class Project:
 
     def _template(self, table: str) -> str:
         return {"arrivals": self.arrivals, "labels": self.labels}[table]
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether a parameter or variable of this name would hold a secret."""
+    return any(word in name.lower() for word in SECRET_WORDS)
 
 
 def find_project_file(file: str | Path | None = None) -> Path:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -33,8 +34,10 @@ from mlops_lib.errors import (
     EmptyStageError,
     HeadMovedError,
     LedgerBrokenError,
+    MetricValueError,
     ModelFileError,
     PromotionRefusedError,
+    ReasonTooLongError,
     RollbackRefusedError,
     RunNotFinishedError,
     UnknownVersionError,
@@ -43,11 +46,12 @@ from mlops_lib.project import Project
 from mlops_lib.report import Report
 
 LEDGER_TAG = "mlops.ledger"
+HEAD_TAG = "mlops.ledger_head"  # number and hash of the last entry: an end that was cut off or edited is noticed
 VERDICT_TAG = "mlops.verdict_run"
 METRIC_TAG = "mlops.metric."
 VERDICT_FILE = "verdict.json"
 GENESIS = "0" * 64
-ENTRY_LIMIT = 5000  # characters; MLflow's server cuts a parameter at 6000 without a word
+REASON_LIMIT = 4000  # characters as JSON, in an entry; MLflow's server cuts a parameter at 6000 without a word
 
 
 @dataclass(frozen=True)
@@ -143,19 +147,39 @@ def read_ledger(project: Project) -> tuple[Entry, ...]:
     """
     client = store.connect(project.tracking_uri)
     run_id = _ledger_run(project, client, create=False)
-    return _read_entries(project, client, run_id) if run_id else ()
+    if run_id is None:
+        return ()
+    noted = client.get_registered_model(project.name).tags.get(HEAD_TAG, "")  # before the entries, which only grow
+    entries = _read_entries(project, client, run_id)
+    number, _, head = noted.partition(":")
+    if noted and int(number) > len(entries):
+        raise LedgerBrokenError(project.name, int(number), "is missing")
+    if noted and entries[int(number) - 1].hash != head:
+        raise LedgerBrokenError(project.name, int(number), "has been edited")
+    return entries
 
 
 def _read_entries(project: Project, client: MlflowClient, run_id: str) -> tuple[Entry, ...]:
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise LedgerBrokenError(project.name, 1, f"is gone with its run '{run_id}'") from error
+    if run.info.lifecycle_stage != "active":
+        why = f"is in a deleted run ('mlflow runs restore --run-id {run_id}' brings it back)"
+        raise LedgerBrokenError(project.name, 1, why)
     entries: list[Entry] = []
     head = GENESIS
-    for n, (key, text) in enumerate(sorted(client.get_run(run_id).data.params.items()), start=1):
+    for n, (key, text) in enumerate(sorted(run.data.params.items()), start=1):
         try:
             entry = Entry(**json.loads(text))
         except (ValueError, TypeError) as error:
             raise LedgerBrokenError(project.name, n, "cannot be read") from error
         if key != _slot(n) or entry.number != n:
             raise LedgerBrokenError(project.name, n, "is missing or out of order")
+        if entry.to_json() != text:
+            raise LedgerBrokenError(project.name, n, "is not written as this library writes it")
         if entry.previous != head:
             raise LedgerBrokenError(project.name, n, "does not follow from the entry before it")
         head = hashlib.sha256(text.encode()).hexdigest()
@@ -218,8 +242,6 @@ def _append(project: Project, client: MlflowClient, seen: tuple[Entry, ...], **f
         **facts,
     )
     text = entry.to_json()
-    if len(text) > ENTRY_LIMIT:
-        raise ValueError(f"the ledger entry has {len(text)} characters, the limit is {ENTRY_LIMIT}: shorten the reason")
     try:
         client.log_param(run_id, _slot(entry.number), text)
     except MlflowException:
@@ -231,8 +253,14 @@ def _append(project: Project, client: MlflowClient, seen: tuple[Entry, ...], **f
     if written != text:
         winner = str(Entry(**json.loads(written)))
         raise HeadMovedError(project.name, f"{entry.action} to {entry.stage}", winner)
+    client.set_registered_model_tag(project.name, HEAD_TAG, f"{entry.number}:{entry.hash}")
     _project_aliases(project, client, (*seen, entry))
     return entry
+
+
+def _raise_for_reason(reason: str) -> None:
+    if len(json.dumps(reason)) > REASON_LIMIT:
+        raise ReasonTooLongError(len(json.dumps(reason)), REASON_LIMIT)
 
 
 def _slot(number: int) -> str:
@@ -270,19 +298,29 @@ def register(
 
     Raises
     ------
-    RunNotFinishedError, ModelFileError
+    RunNotFinishedError, ModelFileError, MetricValueError, ReasonTooLongError, LedgerBrokenError
         No version was made.
     """
+    _raise_for_reason(description)
+    for metric, value in (metrics or {}).items():
+        if not math.isfinite(float(value)):
+            raise MetricValueError(metric, value)
     client = store.connect(project.tracking_uri)
     model_id = model_uri.removeprefix("models:/")
-    model = client.get_logged_model(model_id)
+    try:
+        model = client.get_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise RunNotFinishedError(model_uri, "the store has no such model") from error
     if str(model.status) not in ("READY", "LoggedModelStatus.READY"):
         raise RunNotFinishedError(model_id, f"it is {model.status}, not READY")
     if integrity.MANIFEST_TAG not in model.tags:
         raise RunNotFinishedError(model_id, "it has no manifest; log it with tracking.log_model")
-    status = str(client.get_run(str(model.source_run_id)).info.status)
-    if status in ("FAILED", "KILLED"):
-        raise RunNotFinishedError(model_id, f"its run '{model.source_run_id}' is {status}")
+    run = client.get_run(str(model.source_run_id)).info
+    if run.status in ("FAILED", "KILLED") or run.lifecycle_stage != "active":
+        state = run.status if run.lifecycle_stage == "active" else "deleted"
+        raise RunNotFinishedError(model_id, f"its run '{model.source_run_id}' is {state}")
     manifest = json.loads(model.tags[integrity.MANIFEST_TAG])
     with tempfile.TemporaryDirectory() as folder:
         _download(model_id, folder)
@@ -291,6 +329,7 @@ def register(
     tags = {integrity.MANIFEST_TAG: model.tags[integrity.MANIFEST_TAG], integrity.DIGEST_TAG: digest}
     tags |= {f"{METRIC_TAG}{name}": f"{value:.6g}" for name, value in (metrics or {}).items()}
     _ledger_run(project, client, create=True)
+    seen = read_ledger(project)  # before the version is made: a broken ledger leaves none behind
     made = client.create_model_version(
         project.name,
         source=f"models:/{model_id}",
@@ -299,7 +338,6 @@ def register(
         description=description,
         model_id=model_id,
     )
-    seen = read_ledger(project)
     while True:  # another registration only moves dev on: follow it
         standing = _standing(seen).get(project.stages[0])
         try:
@@ -354,7 +392,7 @@ def get_version(project: Project, version: int | str) -> Version:
 
 def resolve(project: Project, version: int | str) -> int:
     """Return a version's number: of ``7``, ``"7"``, or of a stage such as ``"prod"`` (by the ledger)."""
-    if isinstance(version, int) or str(version).isdigit():
+    if isinstance(version, int) or _is_number(version):
         return int(version)
     project.raise_for_stage(version)
     standing = _standing(read_ledger(project))
@@ -362,6 +400,10 @@ def resolve(project: Project, version: int | str) -> int:
         raise EmptyStageError(project.name, version, tuple(s for s in project.stages if s in standing))
     reads.note("stage", version, standing[version].version)
     return standing[version].version
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()  # int() does not read every digit of Unicode
 
 
 def current(project: Project, stage: str) -> int | None:
@@ -429,10 +471,11 @@ def promote(
 
     Raises
     ------
-    PromotionRefusedError, HeadMovedError, ModelFileError, UnknownVersionError, UnknownStageError
+    PromotionRefusedError, HeadMovedError, ModelFileError, UnknownVersionError, UnknownStageError, ReasonTooLongError
         The stage still has the version it had.
     """
     project.raise_for_stage(stage)
+    _raise_for_reason(reason)
     client = store.connect(project.tracking_uri)
     candidate = get_version(project, version)
     seen = read_ledger(project)
@@ -452,12 +495,12 @@ def promote(
         raise refuse(f"it has never been in {before}")
     if index > 1 and candidate.version != standing[before].version:
         raise refuse(f"{before} has version {standing[before].version} by now")
-    if force and not reason:
+    if force and not reason.strip():
         raise refuse("forcing takes a reason")
     status = str(client.get_run(candidate.run_id).info.status)
     if status != "FINISHED":
         raise refuse(f"its run is {status}, not FINISHED")
-    _raise_unless_intact(candidate)
+    _raise_unless_intact(project, candidate)
     verdict = verdict or load_verdict(project, candidate.version)
     if not force:
         why = _why_not(project, candidate, verdict, standing)
@@ -485,10 +528,11 @@ def rollback(project: Project, stage: str, *, to: int | None = None, reason: str
 
     Raises
     ------
-    RollbackRefusedError, HeadMovedError, ModelFileError
+    RollbackRefusedError, HeadMovedError, ModelFileError, ReasonTooLongError
         The stage still has the version it had.
     """
     project.raise_for_stage(stage)
+    _raise_for_reason(reason)
     client = store.connect(project.tracking_uri)
     seen = read_ledger(project)
     moves = [entry for entry in seen if entry.stage == stage]
@@ -557,8 +601,11 @@ def load_verdict(project: Project, version: int) -> Report | None:
         return None
     uri = f"runs:/{run_id}/{VERDICT_FILE}"
     with tempfile.TemporaryDirectory() as folder:
-        path = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
-        return Report.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        try:
+            path = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
+            return Report.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, MlflowException, ValueError, KeyError, TypeError):
+            return None  # gone or cut short: there is no verdict that could carry anything
 
 
 def _why_not(  # noqa: PLR0911 - one return per reason reads better than a chain
@@ -575,7 +622,9 @@ def _why_not(  # noqa: PLR0911 - one return per reason reads better than a chain
         return "the verdict compares it with another champion than the present one"
     if facts.get("gates") != gates_digest(project):
         return "the project's gates have changed since the verdict"
-    for name, fingerprint in dict(facts.get("inputs", {})).items():
+    if not facts.get("inputs"):
+        return "the verdict does not say which evaluation data it rests on"
+    for name, fingerprint in dict(facts["inputs"]).items():
         path = project.root / name
         if not path.is_file() or data.fingerprint_file(path) != fingerprint:
             return f"the evaluation data '{name}' is gone or has changed since the verdict"
@@ -620,30 +669,34 @@ def load_model(project: Project, version: int | str, *, digest: str | None = Non
     """
     found = get_version(project, version)
     name = f"Version {found.version} of '{project.name}'"
-    manifest = _manifest(project, found)
-    expected = digest or _registered_digest(project, found)
-    if integrity.compute_digest(manifest) != expected:
-        raise ModelFileError(name, "manifest", "is not the one in the ledger")
+    manifest = _manifest(project, found, digest)
     with tempfile.TemporaryDirectory(prefix="mlops-") as folder:
         _download(found.model_id, folder)
         files = integrity.load_model_files(Path(folder), manifest, name=name, extra=project.trusted_types)
-    stage = version if isinstance(version, str) and not version.isdigit() else None
+    stage = version if isinstance(version, str) and not _is_number(version) else None
     return Release(project.name, found.version, stage, found.model_id, found.run_id, files)
 
 
-def _raise_unless_intact(version: Version) -> None:
-    client = MlflowClient()
-    manifest = json.loads(client.get_model_version(version.name, str(version.version)).tags[integrity.MANIFEST_TAG])
+def _raise_unless_intact(project: Project, version: Version) -> None:
+    manifest = _manifest(project, version)
     with tempfile.TemporaryDirectory() as folder:
         _download(version.model_id, folder)
         integrity.raise_for_files(Path(folder), manifest, model=f"Version {version.version} of '{version.name}'")
 
 
-def _manifest(project: Project, version: Version) -> dict[str, Any]:
+def _manifest(project: Project, version: Version, digest: str | None = None) -> dict[str, Any]:
+    """Return the manifest that stands on a version, after comparing it with ``digest`` or the one in the ledger."""
+    name = f"Version {version.version} of '{project.name}'"
     tags = MlflowClient().get_model_version(project.name, str(version.version)).tags
     if integrity.MANIFEST_TAG not in tags:
-        raise ModelFileError(f"Version {version.version} of '{project.name}'", "manifest", "was never recorded")
-    return dict(json.loads(tags[integrity.MANIFEST_TAG]))
+        raise ModelFileError(name, "manifest", "was never recorded")
+    try:
+        manifest = dict(json.loads(tags[integrity.MANIFEST_TAG]))
+    except ValueError as error:
+        raise ModelFileError(name, "manifest", "cannot be read") from error
+    if integrity.compute_digest(manifest) != (digest or _registered_digest(project, version)):
+        raise ModelFileError(name, "manifest", "is not the one in the ledger")
+    return manifest
 
 
 def _registered_digest(project: Project, version: Version) -> str:

@@ -14,7 +14,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from mlops_lib.errors import BatchRefusedError, OutputTakenError
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
 
+UNFINISHED = "unfinished"
 Progress = Callable[[int, int | None], None]
 
 
@@ -43,6 +44,8 @@ class ScoreResult:
         Rows set aside, by the rule they broke first.
     already_done : bool
         Whether the output was there from an earlier call with the same input, version and rows.
+    rows : int or None
+        The limit that was asked for: predictions of a smoke test are not those of the table.
     """
 
     name: str
@@ -62,6 +65,7 @@ class ScoreResult:
     scored_at: str
     duration_s: float
     already_done: bool = False
+    rows: int | None = None
 
     def __str__(self) -> str:
         """Return one line for people."""
@@ -136,27 +140,36 @@ def score_table(
         share = counts["n_quarantined"] / counts["n_rows"]
         if share > contract.max_bad_share:
             raise BatchRefusedError(source, counts["n_quarantined"], counts["n_rows"], contract.max_bad_share, rules)
-    result = ScoreResult(
-        name=release.name,
-        version=release.version,
-        stage=release.stage,
-        digest=release.digest,
-        input=str(source),
-        input_fingerprint=fingerprint,
-        output=str(output),
-        output_fingerprint=data.fingerprint_file(output),
-        quarantine=str(quarantine_path(output)) if counts["n_quarantined"] else None,
-        bad_by_rule=rules,
-        contract=contract.digest,
-        scored_at=scored_at.isoformat(),
-        duration_s=round(time.monotonic() - started, 3),
-        n_rows=counts["n_rows"],
-        n_scored=counts["n_scored"],
-        n_quarantined=counts["n_quarantined"],
-    )
+        result = ScoreResult(
+            name=release.name,
+            version=release.version,
+            stage=release.stage,
+            digest=release.digest,
+            input=str(source),
+            input_fingerprint=fingerprint,
+            output=str(output),
+            output_fingerprint=UNFINISHED,
+            quarantine=str(quarantine_path(output)) if counts["n_quarantined"] else None,
+            bad_by_rule=rules,
+            contract=contract.digest,
+            scored_at=scored_at.isoformat(),
+            duration_s=round(time.monotonic() - started, 3),
+            rows=rows,
+            n_rows=counts["n_rows"],
+            n_scored=counts["n_scored"],
+            n_quarantined=counts["n_quarantined"],
+        )
+        _write_account(output, result)  # before the predictions: whoever is killed now leaves nothing unexplained
+    if not counts["n_quarantined"]:
+        quarantine_path(output).unlink(missing_ok=True)  # of an earlier batch whose predictions were taken away
+    result = replace(result, output_fingerprint=data.fingerprint_file(output))
+    _write_account(output, result)
+    return result
+
+
+def _write_account(output: Path, result: ScoreResult) -> None:
     with data.atomic_write(manifest_path(output), "w") as file:
         json.dump(asdict(result), file, indent=1)
-    return result
 
 
 def quarantine_path(output: Path) -> Path:
@@ -178,11 +191,15 @@ def _find_done(release: Release, output: Path, fingerprint: str, rows: int | Non
     except (OSError, ValueError, TypeError):
         raise OutputTakenError(output, "it was not written by a finished batch") from None
     same = (account.input_fingerprint, account.digest) == (fingerprint, release.digest)
-    if not same or (rows is not None and account.n_rows != rows):
-        raise OutputTakenError(output, f"it holds predictions of version {account.version} for '{account.input}'")
+    if not same or account.rows != rows:
+        first = f"the first {account.n_rows} rows of " if account.rows is not None else ""
+        reason = f"it holds predictions of version {account.version} for {first}'{account.input}'"
+        raise OutputTakenError(output, reason)
+    if account.output_fingerprint == UNFINISHED:
+        return None  # the same batch, killed between its predictions and its account: do it again
     if data.fingerprint_file(output) != account.output_fingerprint:
         raise OutputTakenError(output, "it has been changed since it was written")
-    return ScoreResult(**{**asdict(account), "already_done": True})
+    return replace(account, already_done=True)
 
 
 def _frames(source: Path, rows: int | None) -> Iterator[pd.DataFrame]:

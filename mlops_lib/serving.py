@@ -47,8 +47,9 @@ def create_app(release: Release) -> FastAPI:
         return PlainTextResponse("OK", headers=headers)
 
     @app.get("/version")
-    def version() -> dict[str, Any]:
-        return {"name": release.name, "version": release.version, "stage": release.stage, "digest": release.digest}
+    def version() -> Response:
+        facts = {"name": release.name, "version": release.version, "stage": release.stage, "digest": release.digest}
+        return JSONResponse(facts, headers=headers)
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
@@ -89,7 +90,9 @@ def read_payload(body: bytes) -> pd.DataFrame:
         Nothing was scored.
     """
     try:
-        payload = json.loads(body, parse_constant=_refuse_constant, parse_float=_finite)
+        payload = json.loads(
+            body, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_repeated
+        )
     except (ValueError, RecursionError) as error:
         raise PayloadError(f"the body is not JSON ({error})", FORMS) from error
     if not isinstance(payload, dict):
@@ -141,6 +144,13 @@ def _from_split(value: Any) -> pd.DataFrame:
     if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
         raise PayloadError("a row of 'dataframe_split' has another length than its columns", FORMS)
     return pd.DataFrame(rows, columns=columns, dtype=object)
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object names a field twice")
+    return found
 
 
 def _refuse_constant(text: str) -> float:

@@ -134,7 +134,7 @@ def log_metrics(metrics: Mapping[str, float]) -> None:
         For NaN, infinity or anything that is no number. No metric was logged.
     """
     for name, value in metrics.items():
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        if not _is_finite(value):
             raise MetricValueError(name, value)
     mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
 
@@ -246,7 +246,13 @@ def log_difference(project: Project, client: MlflowClient, run_id: str) -> None:
     changed = _git(project.root, "status", "--porcelain")
     if changed:
         text = f"{changed}\n\n{_git(project.root, 'diff', 'HEAD')}\n"
+        for secret in project.secrets:
+            text = text.replace(secret, "***")
         client.log_text(run_id, text, "code/uncommitted.diff")
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def _as_float(frame: pd.DataFrame) -> pd.DataFrame:

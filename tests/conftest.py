@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +61,11 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tmp_path: Path, migrated_store: Path) -> Project:
     """Return a toy project in ``tmp_path``: three periods of rows, a store of its own, an actor."""
+    return make_project(tmp_path, migrated_store)
+
+
+def make_project(tmp_path: Path, migrated_store: Path) -> Project:
+    """Write the toy project into a folder."""
     shutil.copy(migrated_store / "mlflow.db", tmp_path / "mlflow.db")
     found = Project(
         name="toy",
@@ -97,7 +104,22 @@ def register_model(project: Project, *, C: float = 1.0) -> registry.Version:  # 
     return registry.register(project, logged.model_uri, metrics={"val_roc_auc": 0.75}, description=f"C={C}")
 
 
+@pytest.fixture(scope="session")
+def registered_store(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Path:
+    """Return a folder with a store in which version 1 is registered, made once."""
+    folder = tmp_path_factory.mktemp("registered")
+    register_model(make_project(folder, migrated_store))
+    return folder
+
+
 @pytest.fixture
-def version(project: Project) -> registry.Version:
-    """Return version 1 of the toy model, in dev."""
-    return register_model(project)
+def version(project: Project, registered_store: Path) -> registry.Version:
+    """Return version 1 of the toy model, in dev: a copy of the store made once, its paths made this test's own."""
+    shutil.copy(registered_store / "mlflow.db", project.root / "mlflow.db")
+    shutil.copytree(registered_store / "mlartifacts", project.root / "mlartifacts")
+    columns = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
+    with contextlib.closing(sqlite3.connect(project.root / "mlflow.db")) as database, database:
+        for table, column in {**columns, "model_versions": "storage_location"}.items():
+            sql = f"update {table} set {column} = replace({column}, ?, ?)"
+            database.execute(sql, (registered_store.as_uri(), project.root.as_uri()))
+    return registry.get_version(project, 1)

@@ -142,6 +142,11 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "noon). Look at 'mlops history' and decide again. Nothing was changed by this call.",
     ),
     (
+        errors.ReasonTooLongError(6000, 4000),
+        "The reason or description takes 6000 characters as JSON, the ledger keeps 4000. Shorten it and keep the long "
+        "form in the run. Nothing was changed.",
+    ),
+    (
         errors.LedgerBrokenError("toy", 3, "does not follow from the entry before it"),
         "The ledger of 'toy' is not intact: entry 3 does not follow from the entry before it. No stage was moved "
         "and none will be until it is restored from a backup.",

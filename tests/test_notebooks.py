@@ -248,6 +248,40 @@ def test_a_secret_is_refused_as_a_parameter(project: Project, folder: Path) -> N
         notebooks.run_notebook(project, path, {"api_token": "hunter2"})
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "AKIAIOSFODNN7EXAMPLE",
+        "ghp_" + "a1" * 18,
+        "postgresql://ada:hunter2@db/mlflow",
+        "-----BEGIN RSA PRIVATE KEY-----",
+    ],
+)
+def test_a_value_that_looks_like_a_secret_is_refused(project: Project, folder: Path, value: str) -> None:
+    path = write_notebook(folder)
+    with pytest.raises(SecretParameterError) as error:
+        notebooks.run_notebook(project, path, {"name": value})
+    assert value not in str(error.value)
+
+
+def test_secrets_of_the_environment_are_in_no_file_and_no_row(project: Project, folder: Path) -> None:
+    secret = "correct-horse-battery"
+    path = write_notebook(
+        folder,
+        "import os\nprint(os.environ['WEATHER_TOKEN'])",
+        "import sys\nprint(os.environ['WEATHER_TOKEN'], file=sys.__stderr__, flush=True)",
+        "{'shown': os.environ['WEATHER_TOKEN']}",
+        "raise ValueError(f'cannot connect with {os.environ[\"WEATHER_TOKEN\"]}')",
+    )
+    watched = replace(project, environ={**os.environ, "WEATHER_TOKEN": secret})
+    with pytest.raises(NotebookCellError) as error:
+        notebooks.run_notebook(watched, path)
+    assert secret not in str(error.value)
+    assert "cannot connect with ***" in str(error.value)
+    found = [file for file in project.root.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()]
+    assert found == []
+
+
 def test_a_notebook_that_is_not_there_is_named_with_those_that_are(project: Project, folder: Path) -> None:
     write_notebook(folder, name="02_train")
     with pytest.raises(NotebookNotFoundError, match=r"02_train\.ipynb"):

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import json
 import logging
 import os
 import signal
+import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from functools import cache as once
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
+import psutil
+from mlflow.entities import Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from mlops_lib import data, kernels, reads, store, tracking
@@ -55,6 +60,8 @@ if _absent:
 
 # papermill guesses parameters by regular expressions and warns of those it misses; the signature has checked them all.
 logging.getLogger("papermill").setLevel(logging.ERROR)
+RUNNER_TAG = "mlops.runner"
+REAPED_TAG = "mlops.reaped"
 SAVE_EVERY_S = 5.0
 STDERR_LINES = 50
 Progress = Callable[[int, int, str], None]
@@ -93,6 +100,8 @@ def run_notebook(
 ) -> NotebookRun:
     """Execute a notebook with parameters, as one MLflow run.
 
+    Runs that a killed process has left RUNNING on this machine are marked KILLED on the way.
+
     Parameters
     ----------
     project : Project
@@ -120,15 +129,19 @@ def run_notebook(
     source = read_notebook(path)
     values = check_values(read_signature(source, path), parameters or {}, path)
     execution = _Execution(project, path, values, timeout_s, progress)
-    if cached:
-        found = execution.find_cached(source, kernel_name)
-        if found is not None:
-            return found
+    found = execution.find_cached(source, kernel_name) if cached else None
+    return found or execute(execution, source, tuple(parameters or ()), kernel_name)
+
+
+def execute(
+    execution: _Execution, source: nbformat.NotebookNode, given: tuple[str, ...], kernel_name: str | None = None
+) -> NotebookRun:
+    """Execute a notebook that was read and checked, with its ``given`` parameters injected; return its run."""
     with contextlib.suppress(PapermillExecutionError):  # it knows no cell that is expected to raise; ours are raised
         papermill.execute_notebook(
             source,
             None,
-            parameters={name: _plain(values[name]) for name in parameters or {}},
+            parameters={name: _plain(execution.values[name]) for name in given},
             engine_name="mlops",
             kernel_name=kernel_name,
             progress_bar=False,
@@ -177,6 +190,10 @@ class _Execution:
     values: dict[str, Any]
     timeout_s: float | None = None
     progress: Progress | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    run_id: str = ""
+    driver: _Driver | None = None
+    stopped: str = ""
     finished: NotebookRun | None = None
     started: float = field(default_factory=time.monotonic)
 
@@ -194,8 +211,14 @@ class _Execution:
             if not file.exists():
                 mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{file.name}", dst_path=str(folder))
         result = find_result(read_notebook(executed))
-        duration_s = time.monotonic() - self.started
+        duration_s = (run.info.end_time - run.info.start_time) / 1000  # as long as it took then
         return NotebookRun(self.path, run.info.run_id, self.values, result, executed, html, duration_s, cached=True)
+
+    def stop(self, reason: str) -> None:
+        """Kill the kernel, from any thread; the run ends KILLED."""
+        self.stopped = reason
+        if self.driver:
+            self.driver.stop_soon(reason)
 
     def _folder(self, run_id: str) -> Path:
         return self.project.runs_path / f"{self.path.stem}-{run_id[:8]}"
@@ -204,13 +227,12 @@ class _Execution:
         project = replace(self.project, notebook=str(self.path))
         client = store.connect(project.tracking_uri)
         experiment_id = store.get_experiment_id(client, project.tracking_uri, project.name)
-        tags = tracking.describe_code(project) | {"mlflow.runName": self.path.stem}
-        run_id = str(client.create_run(experiment_id, tags=tags, run_name=self.path.stem).info.run_id)
-        status = "FAILED"
+        tags = {"mlflow.runName": self.path.stem, **tracking.describe_code(project), **self.tags}
+        tags[RUNNER_TAG] = _describe_runner("running")
+        run_id = str(client.create_run(experiment_id, tags=tags, run_name=tags["mlflow.runName"]).info.run_id)
+        self.run_id, status, closing = run_id, "FAILED", {}
         try:
-            for name, value in self.values.items():
-                client.log_param(run_id, name, _plain(value))
-            tracking.log_difference(project, client, run_id)
+            client.log_batch(run_id, params=[Param(name, str(_plain(value))) for name, value in self.values.items()])
             executed = output or self._folder(run_id) / self.path.name
             html = executed.with_suffix(".html")
             key = cache.compute_key(project, read_notebook(self.path), self.values, kernel_name)
@@ -223,35 +245,41 @@ class _Execution:
                 "MLOPS_NOTEBOOK": str(self.path),
                 **({"MLOPS_PROJECT": str(project.file)} if project.file else {}),
             }
-            driver = _Driver(self, nb, kernel_name, env, executed, run_id)
-            try:
-                driver.drive()
-            finally:
-                driver.save()
-                _write_html(nb, html)
-                for file in (executed, html):
-                    client.log_artifact(run_id, str(file))
-            self._log_inputs(client, run_id, key, driver.reads)
+            self.driver = _Driver(self, nb, kernel_name, env, executed, run_id, stopped=self.stopped)
+            with ThreadPoolExecutor(1) as beside:  # while the kernel starts
+                written = beside.submit(self._write_beside, project, client, run_id, experiment_id)
+                try:
+                    self.driver.drive()
+                finally:
+                    self.driver.save()
+                    _write_html(nb, html)
+                    for file in (executed, html):
+                        client.log_artifact(run_id, str(file))
+                written.result()
+            result = find_result(nb)
+            if result:
+                client.log_dict(run_id, result, "result.json")
+            closing = self._log_inputs(client, run_id, key, self.driver.reads)
             status = "FINISHED"
         except (NotebookStoppedError, KeyboardInterrupt):
             status = "KILLED"
             raise
         finally:
+            closing[RUNNER_TAG] = _describe_runner("ended")
+            client.log_batch(run_id, tags=[RunTag(name, value) for name, value in closing.items()])
             client.set_terminated(run_id, status)
-        result = find_result(nb)
-        if result:
-            client.log_dict(run_id, result, "result.json")
         duration_s = time.monotonic() - self.started
         self.finished = NotebookRun(self.path, run_id, self.values, result, executed, html, duration_s)
 
-    def _log_inputs(self, client: MlflowClient, run_id: str, key: str, log: Path) -> None:
-        """Store what the run read, and its key if all of it was noted; else the reasons why it cannot be reused."""
+    def _write_beside(self, project: Project, client: MlflowClient, run_id: str, experiment_id: str) -> None:
+        tracking.log_difference(project, client, run_id)
+        _reap_runs(client, experiment_id)
+
+    def _log_inputs(self, client: MlflowClient, run_id: str, key: str, log: Path) -> dict[str, str]:
+        """Store what the run read; return the tag with its key if all of it was noted, else with the reasons why not."""
         noted, reasons = reads.read_log(log)
         client.log_text(run_id, json.dumps(noted, indent=1), cache.INPUTS_FILE)
-        if reasons:
-            client.set_tag(run_id, cache.UNCACHEABLE_TAG, "; ".join(reasons)[:2000])
-        else:
-            client.set_tag(run_id, cache.KEY_TAG, key)
+        return {cache.UNCACHEABLE_TAG: "; ".join(reasons)[:2000]} if reasons else {cache.KEY_TAG: key}
 
     def _inject(self, nb: nbformat.NotebookNode) -> None:
         """Write the values as Python into the cell that papermill injected; its translator knows no dates."""
@@ -282,6 +310,8 @@ class _Driver:
     peak_kib: int = 0
     pgid: int | None = None
     kernel_pid: int | None = None
+    client: NotebookClient | None = None
+    loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def reads(self) -> Path:
@@ -306,8 +336,7 @@ class _Driver:
         except _LeftError:
             pass  # the cells that are left tell
         finally:
-            if log.exists() and not log.stat().st_size:
-                log.unlink()
+            self._tidy(log)
         skipped = [cell for cell in self._code_cells() if cell.metadata["papermill"]["status"] != "completed"]
         if skipped:
             where = self.nb.cells.index(skipped[0]) + 1
@@ -328,6 +357,7 @@ class _Driver:
             on_cell_execute=self._on_execute,
             on_cell_executed=self._on_executed,
         )
+        self.client, self.loop = client, asyncio.get_running_loop()
         client.km = client.create_kernel_manager()
         spec = client.km.kernel_spec
         if spec is not None:  # the provisioner takes what it can fork from and starts anything else as ever
@@ -358,6 +388,13 @@ class _Driver:
             with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
                 loop.add_signal_handler(number, self._stop, client, signal.Signals(number).name)
 
+    def stop_soon(self, reason: str) -> None:
+        """Stop from another thread, now or as soon as the first cell would run."""
+        self.stopped = self.stopped or reason
+        if self.loop and self.client:
+            with contextlib.suppress(RuntimeError):  # it has just ended
+                self.loop.call_soon_threadsafe(self._stop, self.client, reason)
+
     def _stop(self, client: NotebookClient, reason: str) -> None:
         self.stopped = self.stopped or reason
         client.shutdown_kernel = "immediate"
@@ -368,6 +405,8 @@ class _Driver:
 
     def _on_execute(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
         self.at = cell_index
+        if self.stopped:
+            raise DeadKernelError(self.stopped)
         self._mark("running")
         if time.monotonic() - self.saved > SAVE_EVERY_S:
             self.save()
@@ -390,9 +429,20 @@ class _Driver:
         self.nb.metadata.setdefault("papermill", {})["exception"] = True if status == "failed" else None
 
     def save(self) -> None:
+        secrets = self.execution.project.secrets
+        for cell in self._code_cells():
+            cell["outputs"] = redact(cell["outputs"], secrets)
         with data.atomic_write(self.executed, "w") as file:
             nbformat.write(self.nb, file)
         self.saved = time.monotonic()
+
+    def _tidy(self, log: Path) -> None:
+        """Keep what the kernel process itself has said, without secrets, if it has said anything."""
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        if text:
+            log.write_text(redact(text, self.execution.project.secrets), encoding="utf-8")
+        else:
+            log.unlink(missing_ok=True)
 
     def _fail(self, log: Path) -> None:
         """Write into the cell that was running what happened to it: nobody else will."""
@@ -425,7 +475,7 @@ class _Driver:
             len(self.nb.cells),
             round(time.monotonic() - self.execution.started, 1),
             str(error.ename),
-            str(error.evalue),
+            redact(str(error.evalue), self.execution.project.secrets),
             number,
             line,
             self.executed,
@@ -453,13 +503,92 @@ def _line_number(traceback: list[str]) -> int | None:
 
 def _write_html(nb: nbformat.NotebookNode, path: Path) -> None:
     """Write the report: outputs and text, code hidden, fit to send to someone."""
-    from nbconvert import HTMLExporter  # noqa: PLC0415 - 0.3 s, once
-
-    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
-    shown = copy.deepcopy(nb)
-    body, _ = exporter.from_notebook_node(shown, resources={"metadata": {"name": path.stem}})
+    with _exporting:
+        body, _ = _exporter().from_notebook_node(nb, resources={"metadata": {"name": path.stem}})
     with data.atomic_write(path, "w") as file:
         file.write(body)
+
+
+_exporting = threading.Lock()
+
+
+@once
+def _exporter() -> Any:
+    """Return the one exporter of this process, whose templates are compiled once: 0.3 s, then 0.06 s a report."""
+    from nbconvert import HTMLExporter  # noqa: PLC0415 - only after a run
+
+    return HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+
+
+def reap_dead_runs(project: Project) -> list[str]:
+    """Mark as KILLED the runs that a killed process has left open, whatever they say of themselves; return their ids.
+
+    An open run names its process in the tag ``mlops.runner``: ``running HOST PID START BOOT NAMESPACE MACHINE``; when it
+    is closed the first word becomes ``ended``. Only runs of this host are judged, and only when no process of that
+    number and start time is left, or the machine has been started anew since.
+    """
+    client = store.connect(project.tracking_uri)
+    return _reap_runs(client, store.get_experiment_id(client, project.tracking_uri, project.name))
+
+
+def _reap_runs(client: MlflowClient, experiment_id: str) -> list[str]:
+    condition = f"tags.`{RUNNER_TAG}` LIKE 'running {_read_place()[0]} %'"
+    reaped = []
+    for run in client.search_runs([experiment_id], condition, max_results=1000):
+        run_id, runner = str(run.info.run_id), run.data.tags[RUNNER_TAG]
+        if not _is_gone(runner) or client.get_run(run_id).data.tags[RUNNER_TAG] != runner:
+            continue  # the second look is for one that has ended properly in between
+        reason = f"process {runner.split()[2]} was found gone at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        tags = {RUNNER_TAG: runner.replace("running", "ended", 1), REAPED_TAG: reason}
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        client.set_terminated(run_id, "KILLED")
+        reaped.append(run_id)
+    return reaped
+
+
+def _describe_runner(state: str) -> str:
+    host, *place = _read_place()
+    return " ".join((state, host, str(os.getpid()), _start_time(os.getpid()), *place))
+
+
+def _is_gone(runner: str) -> bool:
+    _, host, pid, started, *place = runner.split(" ")
+    here_host, *here = _read_place()
+    if host != here_host or len(place) != len(here):
+        return False
+    if place[0] != here[0]:  # another boot: of this machine, or of another one that is called the same
+        return place[2] == here[2] != "-"
+    return place == here and _start_time(int(pid)) != started
+
+
+def _start_time(pid: int) -> str:
+    """Return when a process started; ``-`` for one that is gone, or dead and not yet buried by its parent."""
+    if Path("/proc/self/stat").exists():  # in ticks since the boot, which do not move when the clock is set
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            return "-"
+        return "-" if fields[0] in "ZX" else fields[19]
+    try:
+        return str(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return "-"
+
+
+@once
+def _read_place() -> tuple[str, str, str, str]:
+    """Return host, boot, process namespace (containers may share a host's name) and machine, ``-`` where unknown."""
+
+    def read(file: str) -> str:
+        try:
+            path = Path(file)
+            return (path.readlink().name if path.is_symlink() else path.read_text(encoding="utf-8").strip()) or "-"
+        except OSError:
+            return "-"
+
+    files = ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid", "/etc/machine-id")
+    boot, namespace, machine = (read(file) for file in files)
+    return socket.gethostname().replace(" ", "-") or "-", boot, namespace, machine
 
 
 def _store_places(project: Project) -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import io
 import math
+import re
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from mlops_lib.errors import (
     SecretParameterError,
     UnknownParameterError,
 )
+from mlops_lib.project import is_secret_name
 
 TYPES: Mapping[str, Any] = {
     "int": int,
@@ -42,7 +44,11 @@ TYPES: Mapping[str, Any] = {
     "Literal": Literal,
     "Optional": Optional,
 }
-SECRET_WORDS = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential")
+# Values that are secrets whatever their name: keys of clouds and forges, tokens, private keys, passwords in addresses.
+SECRET_VALUE = re.compile(
+    r"AKIA[0-9A-Z]{16}|gh[pousr]_\w{30,}|glpat-[\w-]{20,}|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{35}"
+    r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.|-----BEGIN [A-Z ]*PRIVATE KEY-----|\w+://[^/\s:@]+:[^/\s:@]+@"
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def check_values(signature: Mapping[str, Parameter], values: Mapping[str, Any], 
     for name in values:
         if name not in signature:
             raise UnknownParameterError(path, name, tuple(signature))
-        if any(word in name.lower() for word in SECRET_WORDS):
+        if is_secret_name(name) or SECRET_VALUE.search(repr(values[name])):
             raise SecretParameterError(path, name)
     checked = {name: parameter.default for name, parameter in signature.items()}
     for name, value in values.items():
