@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,8 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from conftest import ROOT, read_labelled, register_model
+from nbformat.v4 import new_code_cell, new_notebook
 
 from mlops_lib import gates, registry, tracking
 from mlops_lib.project import Project, load_project
@@ -72,7 +75,7 @@ def page():
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
-            yield browser.new_page(viewport={"width": 1400, "height": 1000})
+            yield browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
         finally:
             browser.close()
 
@@ -85,33 +88,50 @@ def screenshots(tmp_path: Path) -> Path:
     return folder
 
 
-def test_jupyterlab_runs_all_cells_of_the_training_notebook(tmp_path: Path, screenshots: Path) -> None:
-    port = free_port()
-    environment = {
+def lab_environment(folder: Path) -> dict[str, str]:
+    """Return an environment in which JupyterLab keeps its settings, and we our store, in ``folder``."""
+    return {
         **os.environ,
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
-        "MLOPS_OUTPUTS": str(tmp_path),
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "MLOPS_OUTPUTS": str(folder),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
     }
+
+
+@contextmanager
+def lab(folder: Path, project_file: Path) -> Iterator[str]:
+    """Start `mlops lab` on the project's notebooks; yield its address."""
+    port = free_port()
+    options = ["--no-browser", f"--port={port}", "--ServerApp.token=", "--ServerApp.port_retries=0", "--allow-root"]
+    command = [MLOPS, "--project", str(project_file), "lab", "--", *options]
+    url = f"http://127.0.0.1:{port}"
+    with serving(command, f"{url}/api", lab_environment(folder), folder / "lab.log"):
+        yield url
+
+
+def restart_and_run_all(tab: Any) -> None:
+    """Do what a person does, once the kernel is there: the menu, the item, the dialog."""
+    tab.get_by_text(re.compile(r"Python 3 \(ipykernel\) \| (Idle|Busy)")).wait_for(timeout=60_000)
+    tab.get_by_text("Run", exact=True).first.click()
+    tab.get_by_text("Restart Kernel and Run All Cells…").click()
+    tab.locator(".jp-Dialog .jp-mod-accept").click()
+
+
+def test_jupyterlab_runs_all_cells_of_the_training_notebook(tmp_path: Path, screenshots: Path) -> None:
     # `mlops lab` shows the project's own notebooks; a copy of the folder keeps the committed ones as they are.
     copy = tmp_path / "notebooks"
     shutil.copytree(ROOT / "notebooks", copy, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     project_file = copy / "project.py"
     source = project_file.read_text().replace("Path(__file__).resolve().parent.parent", f"Path({str(tmp_path)!r})")
     project_file.write_text(source)
-    options = ["--no-browser", f"--port={port}", "--ServerApp.token=", "--ServerApp.port_retries=0", "--allow-root"]
-    command = [MLOPS, "--project", str(project_file), "lab", "--", *options]
-    url = f"http://127.0.0.1:{port}"
-    uri = environment["MLFLOW_TRACKING_URI"]
+    uri = lab_environment(tmp_path)["MLFLOW_TRACKING_URI"]
     stored = replace(load_project(ROOT / "notebooks" / "project.py"), root=tmp_path, tracking_uri=uri)
-    with serving(command, f"{url}/api", environment, tmp_path / "lab.log"), page() as tab:
+    with lab(tmp_path, project_file) as url, page() as tab:
         tab.goto(f"{url}/lab/tree/02_train.ipynb")
         tab.wait_for_selector(".jp-Notebook-cell", timeout=60_000)
-        tab.get_by_text("Run", exact=True).first.click()
-        tab.get_by_text("Restart Kernel and Run All Cells…").click()
-        tab.locator(".jp-Dialog .jp-mod-accept").click()
+        restart_and_run_all(tab)
         made = wait_for_version(stored, tab)
         tab.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
         tab.screenshot(path=screenshots / "jupyterlab.png")
@@ -163,3 +183,53 @@ def test_mlflow_pages_show_the_registered_model_with_its_stages(project: Project
         shown = tab.locator("body").inner_text()
     assert "dev" in shown
     assert "staging" in shown
+
+
+# JupyterLab's status line may still say Idle then.
+LAST_CELL_RUNS = """() => {
+    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.innerText);
+    return prompts[0] === '[1]:' && prompts[1] === '[2]:' && prompts[2] === '[*]:';
+}"""
+
+
+def write_cells(folder: Path, name: str, *cells: str) -> None:
+    notebook = new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}})
+    notebook.cells = [new_code_cell(cell) for cell in cells]
+    nbformat.write(notebook, folder / name)
+
+
+def test_warm_kernels_in_jupyterlab_interrupt_restart_and_share_nothing(project: Project, screenshots: Path) -> None:
+    folder = project.root / "notebooks"
+    folder.mkdir()
+    (folder / "project.py").write_text(
+        "from pathlib import Path\nfrom mlops_lib.project import Project\n"
+        "project = Project(name='toy', root=Path(__file__).parent.parent, target='broke', keys=('thing_id',),\n"
+        "    features=(), arrivals='a/{period}.parquet', labels='l/{period}.parquet')\n"
+    )
+    whose = "import os, sys\nprint('warm' if 'mlflow' in sys.modules else 'plain', 'x' in globals())"
+    write_cells(folder, "one.ipynb", whose, "x = 1", "import time\nwhile True:\n    time.sleep(0.1)")
+    write_cells(folder, "two.ipynb", whose, "print('two is done')")
+    with lab(project.root, folder / "project.py") as url, page() as tab:
+        tab.goto(f"{url}/lab/tree/one.ipynb")
+        tab.wait_for_selector(".jp-Notebook-cell", timeout=60_000)
+        restart_and_run_all(tab)
+        tab.get_by_text("warm False").wait_for(timeout=30_000)
+        tab.wait_for_function(LAST_CELL_RUNS, timeout=30_000)
+
+        other = tab.context.new_page()
+        other.goto(f"{url}/lab/tree/two.ipynb")
+        other.wait_for_selector(".jp-Notebook-cell", timeout=60_000)
+        restart_and_run_all(other)
+        other.get_by_text("two is done", exact=True).wait_for(timeout=30_000)
+        other.get_by_text("warm False").wait_for(timeout=30_000)
+        other.close()
+
+        tab.bring_to_front()
+        tab.get_by_text("Kernel", exact=True).first.click()
+        tab.get_by_text("Interrupt Kernel").click()
+        tab.get_by_text("KeyboardInterrupt").first.wait_for(timeout=30_000)
+        tab.screenshot(path=screenshots / "interrupted.png")
+        restart_and_run_all(tab)
+        tab.wait_for_function(LAST_CELL_RUNS, timeout=30_000)
+        assert tab.get_by_text("warm False").count() == 1
+        assert tab.get_by_text("warm True").count() == 0, "a restarted kernel has forgotten x"
