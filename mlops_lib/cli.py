@@ -102,7 +102,7 @@ def ingest(ctx: click.Context) -> None:
     if project.ingest is None:
         raise click.UsageError("the project declares no ingest function")
     periods = project.ingest()
-    click.echo(f"{len(periods)} periods: {periods[0]} to {periods[-1]}")
+    click.echo(f"{len(periods)} periods" + (f": {periods[0]} to {periods[-1]}" if periods else ""))
 
 
 @main.command()
@@ -152,6 +152,68 @@ def run(
     )
 
 
+@main.command()
+@click.argument("notebook")
+@click.option("-g", "--grid", "given", multiple=True, required=True, metavar="NAME=A,B,…", help="May be repeated.")
+@click.option("-j", "--jobs", "n_jobs", default=2, show_default=True, help="Trials at a time.")
+@click.option("--sample", type=int, help="Run only so many combinations, drawn at random.")
+@click.option("--random-state", default=0, show_default=True, help="Seed of that draw.")
+@click.option("--metric", help="Result to compare by; default the first float that is recorded.")
+@click.option("--greater-is-better/--lower-is-better", default=True, show_default=True)
+@click.option("--fail-fast", is_flag=True, help="Begin no other trial after the first failure.")
+@click.option("--timeout", "timeout_s", type=float, help="Seconds for each trial.")
+@json_option
+@click.pass_context
+def sweep(ctx: click.Context, /, notebook: str, given: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Run a notebook over a grid of its parameters, and go on where a stopped sweep was. Exit 3 if a trial failed.
+
+    Example: mlops sweep 02_train -g family=logistic,boosting -g random_state=0,1 --metric val_roc_auc
+    """
+    from mlops_lib import notebooks
+    from mlops_lib.notebooks.run import find_notebook, read_notebook
+    from mlops_lib.notebooks.signature import read_signature
+
+    project = _project(ctx)
+    path = find_notebook(project, notebook)
+    signature = read_signature(read_notebook(path), path)
+    grid: dict[str, list[Any]] = {}
+    for text in given:
+        for pair in _split(text):
+            for name, value in _parse((pair,), signature).items():
+                grid.setdefault(name, []).append(value)
+    with _bar("trial") as bar:
+
+        def progress(done: int, n_trials: int, text: str) -> None:
+            bar.total, bar.n = n_trials, done
+            bar.set_description_str(text)
+
+        found = notebooks.sweep(project, path, grid, progress=progress, **options)
+    shown = found.trials.loc[[*found.ranking.index, *found.trials.index.difference(found.ranking.index)]]
+    shown = shown.drop(columns="run_id").astype(object).where(shown.notna(), "")
+    where = {"run_id": found.run_id, "folder": found.folder, "metric": found.metric, "passed": found.passed}
+    _print(
+        as_json,
+        {**where, "n_executed": found.n_executed, "trials": json.loads(found.trials.to_json(orient="records"))},
+        lambda: [*_table(list(shown.columns), shown.to_numpy().tolist()), "", str(found), f"figure: {found.folder}"],
+    )
+    ctx.exit(0 if found.passed else NO)
+
+
+def _split(text: str) -> list[str]:
+    """Return NAME=A and NAME=B for NAME=A,B; commas inside brackets belong to a value."""
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"'{text}' is not NAME=A,B,…")
+    parts, depth = [f"{name}="], 0
+    for letter in values:
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and not depth:
+            parts.append(f"{name}=")
+        else:
+            parts[-1] += letter
+    return parts
+
+
 def _parse(given: tuple[str, ...], signature: Mapping[str, Any]) -> dict[str, Any]:
     from mlops_lib.notebooks.signature import parse_value
 
@@ -162,6 +224,37 @@ def _parse(given: tuple[str, ...], signature: Mapping[str, Any]) -> dict[str, An
             raise click.UsageError(f"'{text}' is not NAME=VALUE")
         values[name] = parse_value(signature[name], value) if name in signature else value
     return values
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="[NOTEBOOK]...")
+@click.option("--all", "force", is_flag=True, help="Run even what has passed and not changed since.")
+@click.option("--update", is_flag=True, help="Rewrite the outputs that differ, if every cell runs.")
+@click.option("--cell-timeout", "cell_timeout_s", default=120, show_default=True, help="Seconds for one cell.")
+@json_option
+@click.pass_context
+def check(
+    ctx: click.Context, names: tuple[str, ...], force: bool, update: bool, cell_timeout_s: int, as_json: bool
+) -> None:
+    """Check committed notebooks: style, and every output against a fresh run. Exit 3 if one does not hold.
+
+    Example: mlops check --all
+    """
+    from mlops_lib.notebooks.check import check_notebooks, update_notebooks
+
+    with _bar("cell") as bar:
+
+        def progress(cell: int, n_cells: int, title: str) -> None:
+            bar.total, bar.n = n_cells, cell - 1
+            bar.set_description_str(title)
+
+        limits: dict[str, Any] = {"cell_timeout_s": cell_timeout_s, "progress": progress}
+        if update:
+            report = update_notebooks(ctx.obj, names, **limits)
+        else:
+            report = check_notebooks(ctx.obj, names, force=force, **limits)
+    _print(as_json, report.to_dict(), lambda: [str(report)])
+    ctx.exit(0 if report.passed else NO)
 
 
 @main.command()

@@ -703,6 +703,34 @@ class IncompleteNotebookError(MlopsError, RuntimeError):
         )
 
 
+@dataclass(eq=False)
+class SweepGridError(MlopsError, ValueError):
+    """A grid that cannot be swept."""
+
+    notebook: Path
+    reason: str
+    expected: str
+
+    def __str__(self) -> str:
+        """Say what a grid must hold."""
+        return f"'{self.notebook}' cannot be swept: {self.reason}, needs {self.expected}. Nothing was run."
+
+
+@dataclass(eq=False)
+class SweepRunningError(MlopsError, RuntimeError):
+    """A sweep that another process is at."""
+
+    notebook: Path
+    n_trials: int
+
+    def __str__(self) -> str:
+        """Say what to do: wait, or end the other one."""
+        return (
+            f"This sweep of '{self.notebook}' ({self.n_trials} trials) is already running in another process. Wait for "
+            "it, or end it and start again: trials that have finished are not run twice. Nothing was run."
+        )
+
+
 # --- serving -----------------------------------------------------------------------------------------------------
 
 

@@ -75,12 +75,14 @@ def monitor_period(
     try:
         scored = project.predictions_path(period, release.version)
         predictions = data.read_table(scored, required=[*project.keys, "score"])
-        labels = data.read_table(project.path("labels", period), required=[*project.keys, project.target])
+        known = [project.labelled_at] if as_of is not None else []
+        labels = data.read_table(project.path("labels", period), required=[*project.keys, project.target, *known])
     except (PeriodNotIngestedError, TableNotFoundError):
         pass  # nothing scored or nothing labelled yet: the row above says so
     else:
         if as_of is not None:
-            labels = labels[labels[project.labelled_at] <= pd.Timestamp(as_of)]
+            times = pd.to_datetime(labels[project.labelled_at], utc=True)  # without a zone they count as UTC
+            labels = labels[times <= pd.to_datetime(as_of, utc=True)]
         table = live_quality(project, predictions, labels)
         quality = monitoring.check_live_quality(table, limits=limits)
     drift = monitoring.check_drift(profile, arrivals)

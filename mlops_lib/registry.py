@@ -146,11 +146,11 @@ def read_ledger(project: Project) -> tuple[Entry, ...]:
         Naming the first entry that was edited, removed or put out of order.
     """
     client = store.connect(project.tracking_uri)
-    run_id = _ledger_run(project, client, create=False)
-    if run_id is None:
+    tags = _model_tags(project, client)
+    if LEDGER_TAG not in tags:
         return ()
-    noted = client.get_registered_model(project.name).tags.get(HEAD_TAG, "")  # before the entries, which only grow
-    entries = _read_entries(project, client, run_id)
+    noted = tags.get(HEAD_TAG, "")  # read before the entries, which only grow
+    entries = _read_entries(project, client, tags[LEDGER_TAG])
     number, _, head = noted.partition(":")
     if noted and int(number) > len(entries):
         raise LedgerBrokenError(project.name, int(number), "is missing")
@@ -187,33 +187,36 @@ def _read_entries(project: Project, client: MlflowClient, run_id: str) -> tuple[
     return tuple(entries)
 
 
-def _ledger_run(project: Project, client: MlflowClient, *, create: bool) -> str | None:
-    """Return the id of the model's ledger run.
+def _model_tags(project: Project, client: MlflowClient) -> dict[str, str]:
+    """Return the tags of the registered model; none while nothing is registered."""
+    try:
+        return dict(client.get_registered_model(project.name).tags)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
+
+
+def _ledger_run(project: Project, client: MlflowClient) -> str:
+    """Return the id of the model's ledger run; make it where there is none.
 
     It is named by a tag that the registered model is created with. Creating a name that exists fails, so of two
     processes that register the first version at once one ledger wins; a model deleted and made again has another.
     """
-    try:
-        model = client.get_registered_model(project.name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        model = None
-    if model is not None and LEDGER_TAG in model.tags:
-        return str(model.tags[LEDGER_TAG])
-    if not create:
-        return None
+    tags = _model_tags(project, client)
+    if LEDGER_TAG in tags:
+        return tags[LEDGER_TAG]
     run_id = _new_ledger_run(project, client)
-    if model is not None:  # registered by a stock tool: adopt it
-        client.set_registered_model_tag(project.name, LEDGER_TAG, run_id)
-    else:
-        try:
-            client.create_registered_model(project.name, tags={LEDGER_TAG: run_id})
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+    try:
+        client.create_registered_model(project.name, tags={LEDGER_TAG: run_id})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        if LEDGER_TAG in _model_tags(project, client):  # another process was faster
             client.delete_run(run_id)
-    return str(client.get_registered_model(project.name).tags[LEDGER_TAG])
+        else:  # registered by a stock tool: adopt it
+            client.set_registered_model_tag(project.name, LEDGER_TAG, run_id)
+    return _model_tags(project, client)[LEDGER_TAG]
 
 
 def _new_ledger_run(project: Project, client: MlflowClient) -> str:
@@ -231,8 +234,7 @@ def _append(project: Project, client: MlflowClient, seen: tuple[Entry, ...], **f
     HeadMovedError
         Nothing was changed by this call.
     """
-    run_id = _ledger_run(project, client, create=True)
-    assert run_id is not None
+    run_id = _ledger_run(project, client)
     entry = Entry(
         number=len(seen) + 1,
         operation=uuid.uuid4().hex,
@@ -328,7 +330,7 @@ def register(
     digest = integrity.compute_digest(manifest)
     tags = {integrity.MANIFEST_TAG: model.tags[integrity.MANIFEST_TAG], integrity.DIGEST_TAG: digest}
     tags |= {f"{METRIC_TAG}{name}": f"{value:.6g}" for name, value in (metrics or {}).items()}
-    _ledger_run(project, client, create=True)
+    _ledger_run(project, client)
     seen = read_ledger(project)  # before the version is made: a broken ledger leaves none behind
     made = client.create_model_version(
         project.name,

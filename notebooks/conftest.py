@@ -1,4 +1,4 @@
-"""What `pytest --nbval notebooks` needs: a scratch store, one actor, rules for times and ids."""
+"""What stock `pytest --nbval notebooks` needs: store, actor and rules of `mlops check`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+SANITIZER = Path(__file__).with_name("sanitize.cfg")
+NBVAL_TIMEOUT_S = 2000  # its default: 33 minutes, which a dead kernel takes to be noticed
 
 
 def pytest_configure(config: Any) -> None:
     """Run the notebooks in file order against a fresh store; compare what can be reproduced."""
-    if not getattr(config.option, "nbval", False):
+    option = config.option
+    if not (getattr(option, "nbval", False) or getattr(option, "nbval_lax", False)):
         return
-    scratch = tempfile.mkdtemp(prefix="mlops-nbval-")
-    os.environ.update(scratch_environment(Path(scratch)))
-    config.option.nbval_sanitize_with = str(HERE / "sanitize.cfg")
-    config.option.nbval_cell_timeout = 120  # nbval's own default waits 33 minutes for a dead kernel
+    from mlops_lib.notebooks.check import CELL_TIMEOUT_S, scratch_environment  # noqa: PLC0415 - only for nbval
 
-
-def scratch_environment(folder: Path) -> dict[str, str]:
-    """Return the variables under which the committed outputs were made."""
-    return {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-        "MLOPS_OUTPUTS": str(folder),
-        "MLOPS_ACTOR": "data-scientist",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONHASHSEED": "0",
-        "TZ": "UTC",
-    }
+    os.environ.update(scratch_environment(Path(tempfile.mkdtemp(prefix="mlops-nbval-"))))
+    option.nbval_sanitize_with = option.nbval_sanitize_with or str(SANITIZER)
+    if option.nbval_cell_timeout == NBVAL_TIMEOUT_S:
+        option.nbval_cell_timeout = CELL_TIMEOUT_S

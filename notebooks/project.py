@@ -102,7 +102,7 @@ def _read_flights() -> pd.DataFrame:
         "America/New_York"
     )
     flights["scheduled_departure_minute"] = 60 * flights["hour"] + flights["minute"]
-    flights["day_of_week"] = flights["scheduled_departure_local"].dt.dayofweek
+    flights["day_of_week"] = flights["scheduled_departure_local"].dt.day_of_week
     zones = flights["dest"].map(airports["tzone"]).fillna(flights["dest"].map(ZONES))
     flights["scheduled_arrival"] = _scheduled_arrival(flights, zones)
     gate_to_gate = flights["scheduled_arrival"] - flights["scheduled_departure"]

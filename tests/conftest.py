@@ -105,21 +105,27 @@ def register_model(project: Project, *, C: float = 1.0) -> registry.Version:  # 
 
 
 @pytest.fixture(scope="session")
-def registered_store(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Path:
-    """Return a folder with a store in which version 1 is registered, made once."""
-    folder = tmp_path_factory.mktemp("registered")
-    register_model(make_project(folder, migrated_store))
-    return folder
+def registered(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Project:
+    """Return a toy project in whose store version 1 is registered, made once; tests leave it as it is."""
+    found = make_project(tmp_path_factory.mktemp("registered"), migrated_store)
+    register_model(found)
+    return found
 
 
 @pytest.fixture
-def version(project: Project, registered_store: Path) -> registry.Version:
-    """Return version 1 of the toy model, in dev: a copy of the store made once, its paths made this test's own."""
-    shutil.copy(registered_store / "mlflow.db", project.root / "mlflow.db")
-    shutil.copytree(registered_store / "mlartifacts", project.root / "mlartifacts")
+def version(project: Project, registered: Project) -> registry.Version:
+    """Return version 1 of the toy model, in dev."""
+    copy_store(registered, project)
+    return registry.get_version(project, 1)
+
+
+def copy_store(source: Project, target: Project) -> None:
+    """Give a project a copy of another one's store, its paths made its own: faster than doing everything again."""
+    shutil.copy(source.root / "mlflow.db", target.root / "mlflow.db")
+    shutil.rmtree(target.root / "mlartifacts", ignore_errors=True)
+    shutil.copytree(source.root / "mlartifacts", target.root / "mlartifacts")
     columns = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
-    with contextlib.closing(sqlite3.connect(project.root / "mlflow.db")) as database, database:
+    with contextlib.closing(sqlite3.connect(target.root / "mlflow.db")) as database, database:
         for table, column in {**columns, "model_versions": "storage_location"}.items():
             sql = f"update {table} set {column} = replace({column}, ?, ?)"
-            database.execute(sql, (registered_store.as_uri(), project.root.as_uri()))
-    return registry.get_version(project, 1)
+            database.execute(sql, (source.root.as_uri(), target.root.as_uri()))

@@ -195,6 +195,15 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "notebook, report and store. Use an environment variable. Nothing was run.",
     ),
     (
+        errors.SweepGridError(Path("a.ipynb"), "the grid is empty", "at least one value"),
+        "'a.ipynb' cannot be swept: the grid is empty, needs at least one value. Nothing was run.",
+    ),
+    (
+        errors.SweepRunningError(Path("a.ipynb"), 6),
+        "This sweep of 'a.ipynb' (6 trials) is already running in another process. Wait for it, or end it and start "
+        "again: trials that have finished are not run twice. Nothing was run.",
+    ),
+    (
         errors.ResultValueError("table", "DataFrame"),
         "Result 'table' is a DataFrame, needs a number, text, list or dict without NaN. Log tables and models as "
         "artifacts. No result was recorded.",

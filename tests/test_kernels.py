@@ -146,7 +146,8 @@ def test_a_warm_kernel_has_its_heavy_imports_done_and_no_project_code():
 def test_a_warm_kernel_looks_like_a_plain_one_from_inside(tmp_path, monkeypatch):
     code = """
         import json, locale, os, resource, signal, sys, tempfile, threading
-        import numpy, scipy.linalg, sklearn.ensemble, threadpoolctl
+        import numpy, pandas, scipy.linalg, sklearn.ensemble, threadpoolctl
+        shown = ('max_columns', 'max_rows', 'width', 'show_dimensions', 'large_repr', 'notebook_repr_html')
         hidden = {'JPY_PARENT_PID', 'KERNEL_ID'}
         print(json.dumps({
             'path': sys.path, 'argv0': sys.argv[0], 'flags': str(sys.flags), 'executable': sys.executable,
@@ -158,6 +159,7 @@ def test_a_warm_kernel_looks_like_a_plain_one_from_inside(tmp_path, monkeypatch)
             'tmp': tempfile.gettempdir(), 'locale': locale.getlocale(), 'oom': open('/proc/self/oom_score_adj').read(),
             'groups': os.getgroups(), 'affinity': sorted(os.sched_getaffinity(0)),
             'stdin': os.readlink('/proc/self/fd/0'),
+            'pandas': {name: str(pandas.get_option(f'display.{name}')) for name in shown},
             'threads': sorted((pool['prefix'], pool['num_threads']) for pool in threadpoolctl.threadpool_info()),
             'python_threads': sorted(type(thread).__name__ for thread in threading.enumerate()),
         }))

@@ -22,7 +22,7 @@ import pytest
 from conftest import FEATURES, make_rows
 from fastapi.testclient import TestClient
 
-from mlops_lib import registry, serving
+from mlops_lib import registry, serving, store
 from mlops_lib.errors import PayloadError, PortTakenError
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
@@ -30,13 +30,13 @@ from mlops_lib.registry import Release
 ROW = {"color": "red", "size": 11.0, "weight": 5.0}
 
 
-@pytest.fixture
-def release(project: Project, version: registry.Version) -> Release:
+@pytest.fixture(scope="module")
+def release(registered: Project) -> Release:
     """Return version 1, loaded."""
-    return registry.load_model(project, version.version)
+    return registry.load_model(registered, 1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(release: Release) -> Iterator[TestClient]:
     """Return a client of the service."""
     with TestClient(serving.create_app(release), raise_server_exceptions=False) as client:
@@ -69,8 +69,9 @@ def ask(client: TestClient, **payload: Any) -> httpx.Response:
 
 @pytest.mark.parametrize("form", serving.FORMS)
 def test_every_form_of_mlflow_gets_the_numbers_of_stock_mlflow(
-    client: TestClient, release: Release, rows: pd.DataFrame, form: str
+    client: TestClient, registered: Project, release: Release, rows: pd.DataFrame, form: str
 ) -> None:
+    store.connect(registered.tracking_uri)
     answer = ask(client, **{form: forms_of(rows)[form]})
     assert answer.status_code == 200, answer.text
     stock = mlflow.pyfunc.load_model(f"models:/{release.model_id}").predict(rows)

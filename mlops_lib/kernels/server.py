@@ -14,6 +14,7 @@ while the client may still send signals to it.
 from __future__ import annotations
 
 import atexit
+import builtins
 import contextlib
 import gc
 import importlib
@@ -29,6 +30,7 @@ import tempfile
 import threading
 import time
 import traceback
+import types
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +90,11 @@ def is_readable(file: Any, timeout_s: float | None) -> bool:
 def preload() -> dict[str, Any]:
     """Import everything and return what is worth knowing about it; raise when a fork would not be safe."""
     started, missing, before = time.monotonic(), [], dict(os.environ)
+    # pandas asks once, when it is imported, whether it writes to a terminal or to a notebook.
+    builtins.get_ipython = lambda: types.SimpleNamespace(kernel=None)  # type: ignore[attr-defined]
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pandas")
+    del builtins.get_ipython  # type: ignore[attr-defined]
     for name in PRELOAD:
         try:
             importlib.import_module(name)

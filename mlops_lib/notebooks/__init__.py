@@ -13,17 +13,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlops_lib.notebooks.check import check_notebooks, update_notebooks
     from mlops_lib.notebooks.result import record_result
-    from mlops_lib.notebooks.run import NotebookRun, run_notebook
+    from mlops_lib.notebooks.run import NotebookRun, reap_dead_runs, run_notebook
     from mlops_lib.notebooks.signature import Parameter, read_signature
+    from mlops_lib.notebooks.sweeps import Sweep, sweep
 
-__all__ = ["NotebookRun", "Parameter", "read_signature", "record_result", "run_notebook"]
+__all__ = [
+    "NotebookRun",
+    "Parameter",
+    "Sweep",
+    "check_notebooks",
+    "read_signature",
+    "reap_dead_runs",
+    "record_result",
+    "run_notebook",
+    "sweep",
+    "update_notebooks",
+]
 _HOMES = {
+    "check_notebooks": "check",
+    "update_notebooks": "check",
     "record_result": "result",
     "NotebookRun": "run",
     "run_notebook": "run",
+    "reap_dead_runs": "run",
     "Parameter": "signature",
     "read_signature": "signature",
+    "Sweep": "sweeps",
+    "sweep": "sweeps",
 }
 
 

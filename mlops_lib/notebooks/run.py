@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -28,7 +29,7 @@ from urllib.parse import urlsplit
 
 import mlflow
 import psutil
-from mlflow.entities import Param, RunTag
+from mlflow.entities import Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 
 from mlops_lib import data, kernels, reads, store, tracking
@@ -137,6 +138,7 @@ def execute(
     execution: _Execution, source: nbformat.NotebookNode, given: tuple[str, ...], kernel_name: str | None = None
 ) -> NotebookRun:
     """Execute a notebook that was read and checked, with its ``given`` parameters injected; return its run."""
+    execution.started = time.monotonic()
     with contextlib.suppress(PapermillExecutionError):  # it knows no cell that is expected to raise; ours are raised
         papermill.execute_notebook(
             source,
@@ -173,6 +175,20 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def connect(project: Project) -> tuple[MlflowClient, str]:
+    """Return a client and the project's experiment.
+
+    A process that was killed while it wrote leaves a journal that SQLite rolls back for the next one that may write;
+    ``store.connect`` looks with a connection that may not, and would call the store broken.
+    """
+    path = store.sqlite_path(project.tracking_uri)
+    if path and path.with_name(f"{path.name}-journal").exists():
+        with contextlib.closing(sqlite3.connect(path)) as database, contextlib.suppress(sqlite3.Error):
+            database.execute("select 1 from sqlite_master limit 1").fetchall()
+    client = store.connect(project.tracking_uri)
+    return client, store.get_experiment_id(client, project.tracking_uri, project.name)
+
+
 def execution_of(nb: nbformat.NotebookNode, path: Path) -> _Execution:
     """Return the execution of a notebook that stock papermill has parameterized; its parameters are checked now."""
     given = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
@@ -194,23 +210,28 @@ class _Execution:
     run_id: str = ""
     driver: _Driver | None = None
     stopped: str = ""
+    duration_s: float = 0.0
     finished: NotebookRun | None = None
     started: float = field(default_factory=time.monotonic)
 
     def find_cached(self, source: nbformat.NotebookNode, kernel_name: str | None) -> NotebookRun | None:
-        client = store.connect(self.project.tracking_uri)
-        experiment_id = store.get_experiment_id(client, self.project.tracking_uri, self.project.name)
+        client, experiment_id = connect(self.project)
         name = kernel_name or source.metadata.get("kernelspec", {}).get("name", "")
         key = cache.compute_key(self.project, source, self.values, name)
         run = cache.find_run(self.project, client, experiment_id, key)
-        if run is None:
-            return None
+        return self.recall(run) if run else None
+
+    def recall(self, run: Run) -> NotebookRun:
+        """Return a finished run of this notebook and these values as it was returned then."""
         folder = self._folder(run.info.run_id)
         executed, html = folder / self.path.name, folder / f"{self.path.stem}.html"
         for file in (executed, html):
             if not file.exists():
                 mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{file.name}", dst_path=str(folder))
         result = find_result(read_notebook(executed))
+        if result:  # nbformat has sorted its keys
+            stored = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/result.json")
+            result = json.loads(Path(stored).read_text(encoding="utf-8"))
         duration_s = (run.info.end_time - run.info.start_time) / 1000  # as long as it took then
         return NotebookRun(self.path, run.info.run_id, self.values, result, executed, html, duration_s, cached=True)
 
@@ -225,10 +246,9 @@ class _Execution:
 
     def run(self, nb: nbformat.NotebookNode, kernel_name: str, output: Path | None) -> None:
         project = replace(self.project, notebook=str(self.path))
-        client = store.connect(project.tracking_uri)
-        experiment_id = store.get_experiment_id(client, project.tracking_uri, project.name)
+        client, experiment_id = connect(project)
         tags = {"mlflow.runName": self.path.stem, **tracking.describe_code(project), **self.tags}
-        tags[RUNNER_TAG] = _describe_runner("running")
+        tags[RUNNER_TAG] = describe_runner("running")
         run_id = str(client.create_run(experiment_id, tags=tags, run_name=tags["mlflow.runName"]).info.run_id)
         self.run_id, status, closing = run_id, "FAILED", {}
         try:
@@ -245,7 +265,7 @@ class _Execution:
                 "MLOPS_NOTEBOOK": str(self.path),
                 **({"MLOPS_PROJECT": str(project.file)} if project.file else {}),
             }
-            self.driver = _Driver(self, nb, kernel_name, env, executed, run_id, stopped=self.stopped)
+            self.driver = _Driver(self, nb, kernel_name, env, executed, run_id)
             with ThreadPoolExecutor(1) as beside:  # while the kernel starts
                 written = beside.submit(self._write_beside, project, client, run_id, experiment_id)
                 try:
@@ -265,18 +285,18 @@ class _Execution:
             status = "KILLED"
             raise
         finally:
-            closing[RUNNER_TAG] = _describe_runner("ended")
-            client.log_batch(run_id, tags=[RunTag(name, value) for name, value in closing.items()])
-            client.set_terminated(run_id, status)
-        duration_s = time.monotonic() - self.started
-        self.finished = NotebookRun(self.path, run_id, self.values, result, executed, html, duration_s)
+            close_run(client, run_id, status, closing)
+            self.duration_s = time.monotonic() - self.started
+        self.finished = NotebookRun(self.path, run_id, self.values, result, executed, html, self.duration_s)
 
     def _write_beside(self, project: Project, client: MlflowClient, run_id: str, experiment_id: str) -> None:
         tracking.log_difference(project, client, run_id)
         _reap_runs(client, experiment_id)
+        with _exporting:
+            _exporter()
 
     def _log_inputs(self, client: MlflowClient, run_id: str, key: str, log: Path) -> dict[str, str]:
-        """Store what the run read; return the tag with its key if all of it was noted, else with the reasons why not."""
+        """Store what the run read; return the tag with its key if all of it was noted, else with the reasons."""
         noted, reasons = reads.read_log(log)
         client.log_text(run_id, json.dumps(noted, indent=1), cache.INPUTS_FILE)
         return {cache.UNCACHEABLE_TAG: "; ".join(reasons)[:2000]} if reasons else {cache.KEY_TAG: key}
@@ -405,6 +425,7 @@ class _Driver:
 
     def _on_execute(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
         self.at = cell_index
+        self.stopped = self.stopped or self.execution.stopped
         if self.stopped:
             raise DeadKernelError(self.stopped)
         self._mark("running")
@@ -514,39 +535,67 @@ _exporting = threading.Lock()
 
 @once
 def _exporter() -> Any:
-    """Return the one exporter of this process, whose templates are compiled once: 0.3 s, then 0.06 s a report."""
-    from nbconvert import HTMLExporter  # noqa: PLC0415 - only after a run
+    """Return the one exporter of this process, its templates compiled: 0.4 s once, then 0.01 s a report."""
+    from nbconvert import HTMLExporter  # noqa: PLC0415 - only where a notebook runs
 
-    return HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.from_notebook_node(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("")]))
+    return exporter
+
+
+def redact(value: Any, secrets: Sequence[str]) -> Any:
+    """Return outputs with every secret replaced by stars, in place where they are lists and dicts."""
+    if not secrets:
+        return value
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "***")
+    elif isinstance(value, list):
+        value[:] = [redact(item, secrets) for item in value]
+    elif isinstance(value, dict):
+        for name in value:
+            value[name] = redact(value[name], secrets)
+    return value
 
 
 def reap_dead_runs(project: Project) -> list[str]:
-    """Mark as KILLED the runs that a killed process has left open, whatever they say of themselves; return their ids.
+    """Close the runs that a killed process has left open, whatever they say of themselves; return their ids.
 
-    An open run names its process in the tag ``mlops.runner``: ``running HOST PID START BOOT NAMESPACE MACHINE``; when it
-    is closed the first word becomes ``ended``. Only runs of this host are judged, and only when no process of that
+    A run names its process in the tag ``mlops.runner``: ``running HOST PID START BOOT NAMESPACE MACHINE``. Before it is
+    closed the first word becomes the status that it closes with, so that a kill in between changes nothing; without
+    that word a run was cut off and is KILLED. Only runs of this host are judged, and only when no process of that
     number and start time is left, or the machine has been started anew since.
     """
-    client = store.connect(project.tracking_uri)
-    return _reap_runs(client, store.get_experiment_id(client, project.tracking_uri, project.name))
+    return _reap_runs(*connect(project))
 
 
 def _reap_runs(client: MlflowClient, experiment_id: str) -> list[str]:
-    condition = f"tags.`{RUNNER_TAG}` LIKE 'running {_read_place()[0]} %'"
+    here = f"tags.`{RUNNER_TAG}` LIKE '%s {_read_place()[0]} %%'"
+    # A run that is cut off may say FINISHED: MLflow in the notebook does at the end of a `with mlflow.start_run()`.
+    opened = client.search_runs([experiment_id], here % "running", max_results=1000)
+    closing = client.search_runs([experiment_id], f"{here % '%'} and attributes.status = 'RUNNING'", max_results=1000)
     reaped = []
-    for run in client.search_runs([experiment_id], condition, max_results=1000):
+    for run in {run.info.run_id: run for run in (*opened, *closing)}.values():
         run_id, runner = str(run.info.run_id), run.data.tags[RUNNER_TAG]
         if not _is_gone(runner) or client.get_run(run_id).data.tags[RUNNER_TAG] != runner:
             continue  # the second look is for one that has ended properly in between
-        reason = f"process {runner.split()[2]} was found gone at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        tags = {RUNNER_TAG: runner.replace("running", "ended", 1), REAPED_TAG: reason}
-        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-        client.set_terminated(run_id, "KILLED")
+        state, _, rest = runner.partition(" ")
+        status = "KILLED" if state == "running" else state
+        reason = f"process {rest.split()[1]} was found gone at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        close_run(client, run_id, status, {RUNNER_TAG: f"{status} {rest}", REAPED_TAG: reason})
         reaped.append(run_id)
     return reaped
 
 
-def _describe_runner(state: str) -> str:
+def close_run(client: MlflowClient, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
+    """Give a run its last tags and its status, in this order; see :func:`reap_dead_runs`."""
+    last = {RUNNER_TAG: describe_runner(status), **(tags or {})}
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in last.items()])
+    client.set_terminated(run_id, status)
+
+
+def describe_runner(state: str) -> str:
+    """Return the tag ``mlops.runner`` of this process; ``state`` is ``running`` or a status."""
     host, *place = _read_place()
     return " ".join((state, host, str(os.getpid()), _start_time(os.getpid()), *place))
 
