@@ -546,7 +546,10 @@ def rollback(project: Project, stage: str, *, to: int | None = None, reason: str
     if to is not None and to not in had:
         known = ", ".join(str(number) for number in sorted(had))
         raise RollbackRefusedError(project.name, stage, f"it never had version {to}; it had {known}", now)
-    target = had[to] if to is not None else (earlier or list(had.values()))[-1]
+    if to is None and not earlier:
+        known = ", ".join(str(number) for number in sorted(had))
+        raise RollbackRefusedError(project.name, stage, f"that is the oldest it had; name one of {known} (--to)", now)
+    target = had[to] if to is not None else earlier[-1]
     load_model(project, target.version, digest=target.digest)
     return _append(
         project,

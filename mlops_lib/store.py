@@ -33,6 +33,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from mlops_lib.errors import StoreBrokenError, StoreReadOnlyError, StoreUnreachableError
 
 CONNECT_TIMEOUT_S = 5.0
+# Databases that this process has looked at: a file is told by its URI and inode, so one that was replaced is looked at.
+_seen: set[tuple[str, int]] = set()
 
 
 def connect(uri: str) -> MlflowClient:
@@ -48,12 +50,14 @@ def connect(uri: str) -> MlflowClient:
     StoreUnreachableError, StoreReadOnlyError, StoreBrokenError
         Nothing was changed.
     """
-    path = sqlite_path(uri)
+    path, mark = sqlite_path(uri), (uri, 0)
     if path is not None:
         if not path.is_absolute():
             raise StoreUnreachableError(uri, "a SQLite path must be absolute, or it moves with the working folder")
         _create_sqlite(path, uri)
-        _raise_for_sqlite(path, uri)
+        mark = (uri, path.stat().st_ino)
+        if mark not in _seen:
+            _raise_for_sqlite(path, uri)
     elif urlsplit(uri).scheme in ("http", "https"):
         _raise_for_server(uri)
     quiet_mlflow()
@@ -61,7 +65,9 @@ def connect(uri: str) -> MlflowClient:
     mlflow.set_registry_uri(uri)
     with explained(uri):
         client = MlflowClient(uri, uri)
-        client.search_experiments(max_results=1)  # asks for nothing that a user of a shared server may not see
+        if mark not in _seen:
+            client.search_experiments(max_results=1)  # asks for nothing that a user of a shared server may not see
+    _seen.add(mark)
     return client
 
 

@@ -545,10 +545,12 @@ def test_rollback_to_a_version_whose_files_have_changed_is_refused(project: Proj
     assert standing(project)["prod"] == second.version
 
 
-def test_rollback_from_the_first_version_goes_forward_to_the_last_other_one(three_in_prod: Project) -> None:
+def test_rollback_never_goes_forward_by_itself(three_in_prod: Project) -> None:
     for _ in range(2):
         registry.rollback(three_in_prod, "prod", reason="back")
-    assert registry.rollback(three_in_prod, "prod", reason="there is nothing further back").version in (2, 3)
+    with pytest.raises(RollbackRefusedError, match=r"the oldest it had; name one of 2, 3 \(--to\)"):
+        registry.rollback(three_in_prod, "prod", reason="there is nothing further back")
+    assert registry.current(three_in_prod, "prod") == 1
 
 
 # --- the ledger --------------------------------------------------------------------------------------------------
