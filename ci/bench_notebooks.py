@@ -199,8 +199,8 @@ def write_report(seconds: dict[str, list[float]], loads: list[float], arguments:
         f"# {N_NOTEBOOKS} notebooks that import MLflow and scikit-learn ({len(CELLS) + 1} cells each)",
         "",
         f"{today}, `ci/bench notebooks{arguments}`, {len(loads)} interleaved rounds.",
-        f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GB, {platform.system()}, Python {platform.python_version()};"
-        f" load before each round {', '.join(f'{load:.1f}' for load in loads)}.",
+        f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GB, {platform.system()}, "
+        f"Python {platform.python_version()}; load before each round {', '.join(f'{load:.1f}' for load in loads)}.",
         f"{versions}. Bytecode compiled, OMP_NUM_THREADS=1.",
         "",
         "| way | median s | × ours cold | × ours warm | each round, s |",

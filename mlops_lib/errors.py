@@ -636,6 +636,7 @@ class KernelDiedError(MlopsError, RuntimeError):
     notebook: Path
     cell: int
     n_cells: int
+    ended: str
     peak_memory_mb: int
     last_line: str
     executed_path: Path
@@ -644,8 +645,41 @@ class KernelDiedError(MlopsError, RuntimeError):
         """Name cell, memory and the kernel's last words."""
         said = f" Its last words: {self.last_line}." if self.last_line else ""
         return (
-            f"The kernel died in cell {self.cell} of {self.n_cells} of '{self.notebook}' (peak memory "
+            f"The kernel died in cell {self.cell} of {self.n_cells} of '{self.notebook}' ({self.ended}, peak memory "
             f"{self.peak_memory_mb} MB).{said} Later cells did not run. Executed copy: {self.executed_path}"
+        )
+
+
+@dataclass(eq=False)
+class KernelNotFoundError(MlopsError, LookupError):
+    """A kernel that is not installed."""
+
+    notebook: Path
+    kernel: str
+    kernels: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """List the kernels that are."""
+        return (
+            f"'{self.notebook}' asks for kernel '{self.kernel}', which is not installed. Installed: "
+            f"{listed(self.kernels)}.{nearest(self.kernel, self.kernels)} Nothing was run."
+        )
+
+
+@dataclass(eq=False)
+class NothingRaisedError(MlopsError, AssertionError):
+    """A cell that was expected to raise and did not."""
+
+    notebook: Path
+    cell: int
+    n_cells: int
+    executed_path: Path
+
+    def __str__(self) -> str:
+        """Name the cell."""
+        return (
+            f"Cell {self.cell} of {self.n_cells} in '{self.notebook}' has the tag 'raises-exception' and raised "
+            f"nothing. Its run is FAILED. Executed copy: {self.executed_path}"
         )
 
 

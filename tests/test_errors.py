@@ -224,9 +224,19 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "y)). Executed copy: runs/a.ipynb",
     ),
     (
-        errors.KernelDiedError(Path("a.ipynb"), 7, 14, 512, "Killed", Path("runs/a.ipynb")),
-        "The kernel died in cell 7 of 14 of 'a.ipynb' (peak memory 512 MB). Its last words: Killed. Later cells "
-        "did not run. Executed copy: runs/a.ipynb",
+        errors.KernelDiedError(Path("a.ipynb"), 7, 14, "SIGKILL", 512, "Killed", Path("runs/a.ipynb")),
+        "The kernel died in cell 7 of 14 of 'a.ipynb' (SIGKILL, peak memory 512 MB). Its last words: Killed. "
+        "Later cells did not run. Executed copy: runs/a.ipynb",
+    ),
+    (
+        errors.KernelNotFoundError(Path("a.ipynb"), "pyton3", ("mlops", "python3")),
+        "'a.ipynb' asks for kernel 'pyton3', which is not installed. Installed: mlops, python3. Did you mean "
+        "'python3'? Nothing was run.",
+    ),
+    (
+        errors.NothingRaisedError(Path("a.ipynb"), 7, 14, Path("runs/a.ipynb")),
+        "Cell 7 of 14 in 'a.ipynb' has the tag 'raises-exception' and raised nothing. Its run is FAILED. "
+        "Executed copy: runs/a.ipynb",
     ),
     (
         errors.NotebookTimeoutError(Path("a.ipynb"), 7, 14, 60.0, Path("runs/a.ipynb")),

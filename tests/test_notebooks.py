@@ -25,10 +25,12 @@ from mlops_lib import notebooks, store
 from mlops_lib.errors import (
     IncompleteNotebookError,
     KernelDiedError,
+    KernelNotFoundError,
     NotebookCellError,
     NotebookFileError,
     NotebookNotFoundError,
     NotebookTimeoutError,
+    NothingRaisedError,
     ParameterCellError,
     ParameterValueError,
     ResultValueError,
@@ -402,16 +404,73 @@ def test_a_cell_that_raises_leaves_a_failed_run_and_names_cell_line_and_copy(pro
     assert {"nb.ipynb", "nb.html"} <= files
 
 
-@pytest.mark.parametrize("kill", ["import os; os.kill(os.getpid(), 9)", "import os; os._exit(3)"])
-def test_a_dead_kernel_leaves_later_cells_pending_and_its_last_words(project: Project, folder: Path, kill: str) -> None:
-    path = write_notebook(folder, "1", f"import sys; print('last words', file=sys.__stderr__, flush=True); {kill}", "2")
+@pytest.mark.parametrize(
+    ("kill", "ended"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("import os; os._exit(3)", "exit status 3"),
+        ("import ctypes; ctypes.string_at(0)", "killed by SIGSEGV"),
+    ],
+)
+def test_a_dead_kernel_leaves_later_cells_pending_and_its_last_words(
+    project: Project, folder: Path, kill: str, ended: str
+) -> None:
+    path = write_notebook(folder, "1", kill, "2")
     with pytest.raises(KernelDiedError) as error:
         notebooks.run_notebook(project, path)
-    assert error.value.cell == 3
+    assert (error.value.cell, error.value.ended) == (3, ended)
+    assert error.value.peak_memory_mb > 10
     executed = nbformat.read(error.value.executed_path, as_version=4)
     assert statuses(error.value.executed_path) == ["completed", "completed", "failed", "pending"]
-    assert executed.cells[2].outputs[-1].ename == "KernelDied"
+    assert (executed.cells[2].outputs[-1].ename, executed.cells[2].outputs[-1].evalue) == ("KernelDied", ended)
     assert executed.cells[3].execution_count is None
+    if "SIGSEGV" in ended:  # what the interpreter said of it
+        assert "Segmentation fault" in "\n".join(executed.cells[2].outputs[-1].traceback)
+        assert error.value.last_line
+
+
+def test_a_kernel_that_complains_before_it_dies_is_quoted(project: Project, folder: Path) -> None:
+    path = write_notebook(
+        folder, "import os, sys, time\nprint('out of paper', file=sys.stderr, flush=True); time.sleep(1); os._exit(1)"
+    )
+    with pytest.raises(KernelDiedError, match="Its last words: out of paper"):
+        notebooks.run_notebook(project, path)
+    assert last_run(project).info.status == "FAILED"
+
+
+def test_an_expected_exception_that_does_not_come_is_a_failure(project: Project, folder: Path) -> None:
+    path = write_notebook(folder, "1", "2")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].metadata["tags"] = ["raises-exception"]
+    nbformat.write(notebook, path)
+    with pytest.raises(NothingRaisedError, match="Cell 2 of 3"):
+        notebooks.run_notebook(project, path)
+    assert last_run(project).info.status == "FAILED"
+    assert statuses(next(project.runs_path.glob("*/nb.ipynb"))) == ["completed", "failed", "pending"]
+
+
+def test_a_kernel_that_is_not_installed_is_refused_before_anything_runs(project: Project, folder: Path) -> None:
+    path = write_notebook(folder, "1")
+    with pytest.raises(KernelNotFoundError, match="Did you mean 'python3'"):
+        notebooks.run_notebook(project, path, kernel_name="pyton3")
+    assert count_runs(project) == 0
+    assert not project.runs_path.exists()
+
+
+def test_a_notebook_that_names_no_kernel_runs_on_python3(project: Project, folder: Path) -> None:
+    path = write_notebook(folder, "1")
+    notebook = nbformat.read(path, as_version=4)
+    del notebook.metadata["kernelspec"]
+    nbformat.write(notebook, path)
+    notebooks.run_notebook(project, path)
+    assert last_run(project).info.status == "FINISHED"
+
+
+def test_a_cell_that_asks_a_person_is_a_failure(project: Project, folder: Path) -> None:
+    path = write_notebook(folder, "input('who? ')", "2")
+    with pytest.raises(NotebookCellError) as error:
+        notebooks.run_notebook(project, path)
+    assert error.value.ename == "StdinNotImplementedError"
     assert last_run(project).info.status == "FAILED"
 
 

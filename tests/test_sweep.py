@@ -26,6 +26,7 @@ from test_notebooks import PROJECT_SOURCE, write_notebook
 from mlops_lib import notebooks, store
 from mlops_lib.cli import main
 from mlops_lib.errors import (
+    KernelNotFoundError,
     MlopsError,
     ParameterValueError,
     SecretParameterError,
@@ -118,6 +119,15 @@ def test_a_grid_that_does_not_fit_is_refused_before_anything_runs(
         notebooks.sweep(project, path, grid, **options)
     assert all_runs(project) == []
     assert not project.runs_path.exists()
+
+
+def test_a_kernel_that_is_not_installed_is_refused_before_anything_runs(project: Project, path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["kernelspec"]["name"] = "julia"
+    nbformat.write(notebook, path)
+    with pytest.raises(KernelNotFoundError):
+        notebooks.sweep(project, path, {"n": [1, 2]})
+    assert all_runs(project) == []
 
 
 # --- sweeps that run ---------------------------------------------------------------------------------------------

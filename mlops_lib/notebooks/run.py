@@ -36,11 +36,13 @@ from mlops_lib import data, kernels, reads, store, tracking
 from mlops_lib.errors import (
     IncompleteNotebookError,
     KernelDiedError,
+    KernelNotFoundError,
     NotebookCellError,
     NotebookFileError,
     NotebookNotFoundError,
     NotebookStoppedError,
     NotebookTimeoutError,
+    NothingRaisedError,
 )
 from mlops_lib.notebooks import cache
 from mlops_lib.notebooks.result import find_result
@@ -52,6 +54,7 @@ if _absent:  # jsonschema builds a grammar for it at import, 0.9 s that notebook
     sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 import nbformat  # noqa: E402
 import papermill  # noqa: E402
+from jupyter_client.kernelspec import KernelSpecManager  # noqa: E402
 from nbclient import NotebookClient  # noqa: E402
 from nbclient.exceptions import CellExecutionError, DeadKernelError  # noqa: E402
 from papermill.exceptions import PapermillExecutionError  # noqa: E402
@@ -121,17 +124,29 @@ def run_notebook(
 
     Raises
     ------
-    NotebookNotFoundError, NotebookFileError, ParameterCellError, UnknownParameterError, ParameterValueError
+    NotebookNotFoundError, NotebookFileError, ParameterCellError, UnknownParameterError, ParameterValueError,
+    SecretParameterError, KernelNotFoundError
         Before anything was run.
-    NotebookCellError, KernelDiedError, NotebookTimeoutError, NotebookStoppedError, IncompleteNotebookError
+    NotebookCellError, NothingRaisedError, KernelDiedError, NotebookTimeoutError, NotebookStoppedError,
+    IncompleteNotebookError
         The run is FAILED or KILLED; the executed copy is saved and named.
     """
     path = find_notebook(project, notebook)
     source = read_notebook(path)
     values = check_values(read_signature(source, path), parameters or {}, path)
+    kernel_name = _kernel_of(source, path, kernel_name)
     execution = _Execution(project, path, values, timeout_s, progress)
     found = execution.find_cached(source, kernel_name) if cached else None
     return found or execute(execution, source, tuple(parameters or ()), kernel_name)
+
+
+def _kernel_of(source: nbformat.NotebookNode, path: Path, kernel_name: str | None) -> str:
+    """Return the kernel to use, by default the one that the notebook names, or ``python3`` if it names none."""
+    name = kernel_name or str(source.metadata.get("kernelspec", {}).get("name", "python3"))
+    installed = KernelSpecManager().find_kernel_specs()
+    if name not in installed:
+        raise KernelNotFoundError(path, name, tuple(sorted(installed)))
+    return name
 
 
 def execute(
@@ -330,6 +345,7 @@ class _Driver:
     peak_kib: int = 0
     pgid: int | None = None
     kernel_pid: int | None = None
+    process: Any = None
     client: NotebookClient | None = None
     loop: asyncio.AbstractEventLoop | None = None
 
@@ -365,7 +381,10 @@ class _Driver:
     async def _drive(self, stdio: Any) -> None:
         project = self.execution.project
         ignored = [str(Path(reads.__file__).parent), str(project.file), str(project.runs_path), *_store_places(project)]
-        begin = f"from mlops_lib import reads; reads.start({str(self.reads)!r}, {ignored!r}, {[_host(project)]!r})"
+        crash = f"import faulthandler; faulthandler.enable(open({stdio.name!r}, 'a'), all_threads=False)"  # a segfault names its line
+        begin = (
+            f"{crash}; from mlops_lib import reads; reads.start({str(self.reads)!r}, {ignored!r}, {[_host(project)]!r})"
+        )
         client: NotebookClient = NotebookClient(
             self.nb,
             extra_arguments=[f"--IPKernelApp.exec_lines={begin}"],
@@ -403,6 +422,7 @@ class _Driver:
         """Take the signal handlers over from nbclient, whose own would let the notebook look finished."""
         provisioner = client.km.provisioner if client.km else None
         self.pgid, self.kernel_pid = getattr(provisioner, "pgid", None), getattr(provisioner, "pid", None)
+        self.process = getattr(provisioner, "process", None)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
@@ -438,6 +458,9 @@ class _Driver:
         self.peak_kib = max(self.peak_kib, _peak_kib(self.kernel_pid))
         failed = execute_reply["content"]["status"] != "ok" and "raises-exception" not in cell.metadata.get("tags", ())
         self._mark("failed" if failed else "completed")
+        if "raises-exception" in cell.metadata.get("tags", ()) and execute_reply["content"]["status"] == "ok":
+            self._mark("failed")
+            raise NothingRaisedError(self.execution.path, cell_index + 1, len(self.nb.cells), self.executed)
         if any(payload.get("source") == "ask_exit" for payload in execute_reply["content"].get("payload", ())):
             raise _LeftError  # the kernel would still take the next cell, or not: a race
 
@@ -470,8 +493,8 @@ class _Driver:
         self._mark("failed")
         self.peak_kib = max(self.peak_kib, _peak_kib(self.kernel_pid))
         if 0 <= self.at < len(self.nb.cells):
-            name, value = ("Stopped", self.stopped) if self.stopped else ("KernelDied", "the kernel process died")
-            lines = [f"{name}: {value}", f"peak memory {self.peak_kib / 1024:.0f} MB", *_tail(log)]
+            name, value = ("Stopped", self.stopped) if self.stopped else ("KernelDied", self._ended())
+            lines = [f"{name}: {value}", f"peak memory {self.peak_kib / 1024:.0f} MB", *self._last_words(log)]
             output = nbformat.v4.new_output("error", ename=name, evalue=value, traceback=lines)
             self.nb.cells[self.at].outputs.append(output)
 
@@ -481,8 +504,24 @@ class _Driver:
             return NotebookTimeoutError(path, cell, n_cells, float(self.execution.timeout_s or 0), self.executed)
         if self.stopped:
             return NotebookStoppedError(path, cell, n_cells, self.stopped, self.executed)
-        last = _tail(log)
-        return KernelDiedError(path, cell, n_cells, self.peak_kib // 1024, last[-1] if last else "", self.executed)
+        last = self._last_words(log)
+        word = next((line for line in last if line.startswith("Fatal")), last[-1] if last else "")
+        memory, word = self.peak_kib // 1024, redact(word, self.execution.project.secrets)
+        return KernelDiedError(path, cell, n_cells, self._ended(), memory, word, self.executed)
+
+    def _last_words(self, log: Path) -> list[str]:
+        """Return what the interpreter wrote when it crashed, or the end of what the cell wrote to stderr."""
+        said = _tail(log)
+        outputs = self.nb.cells[self.at].get("outputs", []) if 0 <= self.at < len(self.nb.cells) else []
+        written = [o["text"] for o in outputs if o.get("name") == "stderr"]
+        return said or "".join(written).splitlines()[-STDERR_LINES:]
+
+    def _ended(self) -> str:
+        """Return how the kernel process ended, as far as it can be known."""
+        code = self.process.poll() if self.process is not None else None
+        if code is None:
+            return "cause unknown"
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
     def _cell_error(self, error: CellExecutionError) -> NotebookCellError:
         cell = self.nb.cells[self.at]

@@ -38,6 +38,7 @@ from mlops_lib.notebooks.run import (
     RUNNER_TAG,
     NotebookRun,
     _Execution,
+    _kernel_of,
     close_run,
     connect,
     describe_runner,
@@ -195,7 +196,8 @@ def sweep(
 
     Raises
     ------
-    SweepGridError, UnknownParameterError, ParameterValueError, SecretParameterError, SweepRunningError
+    SweepGridError, UnknownParameterError, ParameterValueError, SecretParameterError, KernelNotFoundError
+    SweepRunningError
         Nothing was run.
     """
     path = find_notebook(project, notebook)
@@ -208,7 +210,8 @@ def sweep(
         _Trial(given, _Execution(project, path, check_values(signature, given, path), timeout_s))
         for given in combinations
     ]
-    key = _compute_key(project, source, trials)
+    kernel_name = _kernel_of(source, path, None)
+    key = _compute_key(project, source, trials, kernel_name)
 
     def summarize(run_id: str, n_executed: int = 0) -> Sweep:
         rows = pd.DataFrame([trial.row for trial in trials], dtype=object).infer_objects()
@@ -221,7 +224,7 @@ def sweep(
         reap_dead_runs(project)
         client, experiment_id = connect(project)
         parent = _find_parent(client, experiment_id, key)
-        _recall(client, experiment_id, parent, source=source, trials=trials, n_jobs=n_jobs)
+        _recall(client, experiment_id, parent, source=source, kernel_name=kernel_name, trials=trials, n_jobs=n_jobs)
         missing = [trial for trial in trials if trial.run is None]
         if parent and parent.info.status == "FINISHED":
             if not missing:
@@ -232,7 +235,7 @@ def sweep(
         run_id = _open_parent(project, client, experiment_id, parent, path=path, key=key, trials=trials)
         status = "KILLED"
         try:
-            for n_ended in _run(missing, source, run_id, n_jobs, fail_fast):
+            for n_ended in _run(missing, source, run_id, kernel_name=kernel_name, n_jobs=n_jobs, fail_fast=fail_fast):
                 if progress:
                     text = summarize(run_id).best
                     n_failed = sum(trial.error is not None for trial in trials)
@@ -290,14 +293,16 @@ def plot_trials(found: Sweep) -> Figure:
     names = [name for name in found.parameters if found.trials[name].map(repr).nunique() > 1] or found.parameters[:1]
     n_columns = min(3, len(names))
     n_rows = -(-len(names) // n_columns)
-    figure = Figure(figsize=(3.6 * n_columns + 0.4, 3.2 * n_rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(3.6 * n_columns + 0.4, 3.2 * n_rows + 0.8), layout="constrained")
     for ax, name in zip(figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).flat, names, strict=False):
         is_number = is_numeric_dtype(found.trials[name]) and not is_bool_dtype(found.trials[name])
         texts = list(dict.fromkeys(found.trials[name].map(str)))
         at = rows[name].astype(float) if is_number else rows[name].map(lambda value, t=texts: t.index(str(value)))
         scores = rows[found.metric].astype(float)
         means = scores.groupby(at).mean()
-        ax.plot(means.index, means, "-", color=GREY, lw=1, label="mean of a value", zorder=1)
+        ax.plot(
+            means.index, means, "_-" if is_number else "_", color=GREY, lw=1, ms=20, label="mean of a value", zorder=1
+        )
         ax.plot(at, scores, "o", color=BLUE, ms=5, alpha=0.6, label="one trial")
         ax.plot(at.iloc[:1], scores.iloc[:1], "*", color=VERMILLION, ms=13, label="best trial")
         if not is_number:
@@ -305,6 +310,8 @@ def plot_trials(found: Sweep) -> Figure:
             ax.set_xlim(-0.5, len(texts) - 0.5)
         elif min(at) > 0 and max(at) / min(at) >= 50:
             ax.set_xscale("log")
+        elif len(means) <= 6:
+            ax.set_xticks(means.index)
         ax.set(title=f"{found.metric} by {name}", xlabel=name, ylabel=found.metric)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", alpha=0.25)
@@ -312,7 +319,7 @@ def plot_trials(found: Sweep) -> Figure:
         ax.remove()
     better = "higher" if found.greater_is_better else "lower"
     figure.suptitle(f"{found.notebook.stem}: {len(rows)} of {len(found.trials)} trials, {better} is better")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -325,9 +332,8 @@ def _pick(values: dict[str, list[Any]], number: int) -> dict[str, Any]:
     return {name: picked[name] for name in values}
 
 
-def _compute_key(project: Project, source: Mapping[str, Any], trials: Sequence[_Trial]) -> str:
+def _compute_key(project: Project, source: Mapping[str, Any], trials: Sequence[_Trial], kernel_name: str) -> str:
     """Return the SHA-256 of what makes a sweep the same: all that makes a run the same, and the combinations."""
-    kernel_name = source["metadata"].get("kernelspec", {}).get("name", "")
     facts = [cache.compute_key(project, source, {}, kernel_name), [trial.label for trial in trials]]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -363,6 +369,7 @@ def _recall(
     parent: Run | None,
     *,
     source: nbformat.NotebookNode,
+    kernel_name: str,
     trials: Sequence[_Trial],
     n_jobs: int,
 ) -> None:
@@ -378,7 +385,7 @@ def _recall(
 
     def recall(trial: _Trial) -> NotebookRun | None:
         run = own.get(trial.label)
-        return trial.execution.recall(run) if run else trial.execution.find_cached(source, None)
+        return trial.execution.recall(run) if run else trial.execution.find_cached(source, kernel_name)
 
     with ThreadPoolExecutor(n_jobs) as pool:
         for trial, run in zip(trials, pool.map(recall, trials), strict=True):
@@ -411,7 +418,13 @@ def _open_parent(
 
 
 def _run(
-    trials: Sequence[_Trial], source: nbformat.NotebookNode, parent_id: str, n_jobs: int, fail_fast: bool
+    trials: Sequence[_Trial],
+    source: nbformat.NotebookNode,
+    parent_id: str,
+    *,
+    kernel_name: str,
+    n_jobs: int,
+    fail_fast: bool,
 ) -> Iterator[int]:
     """Run trials, ``n_jobs`` at a time, and yield how many have ended; whoever stops listening stops them all."""
     halt = threading.Event()
@@ -423,7 +436,7 @@ def _run(
         name = f"{trial.execution.path.stem} {label}"[:250]
         trial.execution.tags = {PARENT_TAG: parent_id, TRIAL_TAG: label, "mlflow.runName": name}
         try:
-            trial.run = execute(trial.execution, copy.deepcopy(source), tuple(trial.given))
+            trial.run = execute(trial.execution, copy.deepcopy(source), tuple(trial.given), kernel_name)
         except Exception as error:  # noqa: BLE001 - kept with the trial, whatever it is
             trial.error = error
             if fail_fast:
