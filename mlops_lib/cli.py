@@ -126,6 +126,10 @@ def run(
 
     Example: mlops run 02_train -p family=logistic -p train_until=2013-03
     """
+    from mlops_lib import kernels as room
+
+    if not (show or cached):
+        room.prepare()  # its imports and ours at the same time
     from mlops_lib.notebooks.run import find_notebook, read_notebook, run_notebook
     from mlops_lib.notebooks.signature import read_signature
 
@@ -169,7 +173,10 @@ def sweep(ctx: click.Context, /, notebook: str, given: tuple[str, ...], as_json:
 
     Example: mlops sweep 02_train -g family=logistic,boosting -g random_state=0,1 --metric val_roc_auc
     """
+    from mlops_lib import kernels as room
     from mlops_lib import notebooks
+
+    room.prepare()
     from mlops_lib.notebooks.run import find_notebook, read_notebook
     from mlops_lib.notebooks.signature import read_signature
 

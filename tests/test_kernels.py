@@ -177,6 +177,17 @@ def test_a_warm_kernel_looks_like_a_plain_one_from_inside(tmp_path, monkeypatch)
     assert warm == plain
 
 
+def test_a_server_prepared_in_the_background_is_the_one_that_forks(fresh):
+    waiting = kernels.prepare()
+    assert waiting is not None
+    waiting.join()
+    assert len(kernels.status()) == 1
+    prepared = kernels.status()[0]["key"]
+    with kernel() as run:
+        assert run("print(1 + 1)") == "2"
+        assert [(server["key"], len(server["kernels"])) for server in kernels.status()] == [(prepared, 1)]
+
+
 def test_kernels_of_one_server_share_no_state():
     with kernel() as one, kernel() as two:
         one("import numpy; numpy.answer = 42; import os; os.environ['ANSWER'] = '42'; os.chdir('/')")

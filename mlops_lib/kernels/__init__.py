@@ -32,6 +32,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -206,6 +207,35 @@ def start_server(directory: Path, key: str, python: Sequence[str], env: Mapping[
             silent = "it ended without a word" if answered else f"it was not done after {PRELOAD_TIMEOUT_S:.0f} s"
             failed.write_text(f"the preload failed: {answer.get('error', silent)}; see '{log}'")
             raise WarmKernelError(reason=failed.read_text())
+
+
+def prepare(kernel_name: str = "python3") -> threading.Thread | None:
+    """Begin to start this environment's server in the background, so that its imports overlap with the caller's own.
+
+    Call it before importing anything heavy. It never fails: whoever starts a kernel later waits for the same server, or
+    is told why there is none.
+
+    Returns
+    -------
+    threading.Thread or None
+        What waits for the server, for who wants to wait too; None where kernels cannot be forked.
+    """
+    spec = Path(sys.prefix) / "share" / "jupyter" / "kernels" / kernel_name / "kernel.json"
+    if not is_supported() or not spec.is_file():
+        return None
+    argv = json.loads(spec.read_text(encoding="utf-8"))["argv"]
+    python = [sys.executable, *argv[1 : argv.index("-m")]]
+    env = dict(os.environ)
+
+    def start() -> None:
+        with contextlib.suppress(WarmKernelError, RuntimeDirectoryError, OSError):
+            directory, key = runtime_directory(), compute_key(python, env)
+            if not is_held(directory / f"{key}.json"):
+                start_server(directory, key, python, env)
+
+    thread = threading.Thread(target=start, name="prepare warm kernels", daemon=True)
+    thread.start()
+    return thread
 
 
 def make_kernel_directory() -> tuple[Path, int]:

@@ -381,7 +381,8 @@ class _Driver:
     async def _drive(self, stdio: Any) -> None:
         project = self.execution.project
         ignored = [str(Path(reads.__file__).parent), str(project.file), str(project.runs_path), *_store_places(project)]
-        crash = f"import faulthandler; faulthandler.enable(open({stdio.name!r}, 'a'), all_threads=False)"  # a segfault names its line
+        # A crash of the interpreter then names the line that it happened in.
+        crash = f"import faulthandler; faulthandler.enable(open({stdio.name!r}, 'a'), all_threads=False)"
         begin = (
             f"{crash}; from mlops_lib import reads; reads.start({str(self.reads)!r}, {ignored!r}, {[_host(project)]!r})"
         )
