@@ -163,7 +163,9 @@ def run(
 @click.option("--sample", type=int, help="Run only so many combinations, drawn at random.")
 @click.option("--random-state", default=0, show_default=True, help="Seed of that draw.")
 @click.option("--metric", help="Result to compare by; default the first float that is recorded.")
-@click.option("--greater-is-better/--lower-is-better", default=True, show_default=True)
+@click.option(
+    "--greater-is-better/--lower-is-better", default=True, show_default=True, help="Which end of the metric is best."
+)
 @click.option("--fail-fast", is_flag=True, help="Begin no other trial after the first failure.")
 @click.option("--timeout", "timeout_s", type=float, help="Seconds for each trial.")
 @json_option

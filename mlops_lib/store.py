@@ -55,6 +55,8 @@ def connect(uri: str) -> MlflowClient:
         if not path.is_absolute():
             raise StoreUnreachableError(uri, "a SQLite path must be absolute, or it moves with the working folder")
         _create_sqlite(path, uri)
+        if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+            raise StoreReadOnlyError(uri)
         mark = (uri, path.stat().st_ino)
         if mark not in _seen:
             _raise_for_sqlite(path, uri)
@@ -147,8 +149,6 @@ def _build_schema(path: Path, artifacts: str) -> None:
 
 
 def _raise_for_sqlite(path: Path, uri: str) -> None:
-    if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-        raise StoreReadOnlyError(uri)
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
             tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
