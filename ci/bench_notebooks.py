@@ -63,7 +63,8 @@ if __name__ == "__main__":
 OURS = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
-from mlops_lib import notebooks
+from mlops_lib import kernels, notebooks
+kernels.prepare()  # as the command line does: its imports and ours at the same time
 from mlops_lib.project import load_project
 def run_all():
     with ThreadPoolExecutor(4) as pool:

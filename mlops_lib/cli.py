@@ -199,6 +199,7 @@ def sweep(ctx: click.Context, /, notebook: str, given: tuple[str, ...], as_json:
         found = notebooks.sweep(project, path, grid, progress=progress, **options)
     shown = found.trials.loc[[*found.ranking.index, *found.trials.index.difference(found.ranking.index)]]
     shown = shown.drop(columns="run_id").astype(object).where(shown.notna(), "")
+    shown["error"] = [text.partition("\n")[0] for text in shown["error"]]  # whole in --json and in the parent's table
     where = {"run_id": found.run_id, "folder": found.folder, "metric": found.metric, "passed": found.passed}
     _print(
         as_json,

@@ -150,7 +150,8 @@ def _build_schema(path: Path, artifacts: str) -> None:
 
 def _raise_for_sqlite(path: Path, uri: str) -> None:
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        # Writable, since a process that was killed while it wrote leaves a journal that has to be rolled back.
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=20)) as database:
             tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
     except sqlite3.DatabaseError as error:
         raise StoreBrokenError(uri, f"SQLite says: {error}") from error

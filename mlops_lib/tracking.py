@@ -26,6 +26,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mlops_lib import data, integrity, store
@@ -118,8 +119,13 @@ def log_input(name: str, table: Path | Sequence[Path] | pd.DataFrame) -> dict[st
         where = str(paths[0].parent) if paths else ""
     for label, fingerprint in parts.items():
         digest = fingerprint.partition(":")[2][:32]  # MLflow keeps 36 characters; the tag below keeps all 64
-        source = LocalArtifactDatasetSource(where)
-        mlflow.log_input(MetaDataset(source, label, digest), context=name)  # type: ignore[abstract] # as MLflow does
+        dataset = MetaDataset(LocalArtifactDatasetSource(where), label, digest)  # type: ignore[abstract] # as MLflow does
+        try:
+            mlflow.log_input(dataset, context=name)
+        except MlflowException as error:  # another run has just logged the same dataset for the first time
+            if "UNIQUE" not in str(error).upper():
+                raise
+            mlflow.log_input(dataset, context=name)
     tags = {f"mlops.input.{label}": fingerprint for label, fingerprint in parts.items()}
     mlflow.set_tags(tags)
     return tags

@@ -376,7 +376,7 @@ def test_another_environment_gets_another_server(fresh, monkeypatch):
         monkeypatch.setenv("UNRELATED", "1")
         with kernel() as same:
             assert len(kernels.status()) == 1
-        with kernel(env={**os.environ, "OMP_NUM_THREADS": "1"}) as other:
+        with kernel(env={**os.environ, "OMP_NUM_THREADS": "3"}) as other:
             assert len(kernels.status()) == 2
             parents = {psutil.Process(run.manager.provisioner.pid).ppid() for run in (one, other)}
     assert parents == {server["pid"] for server in kernels.status()}

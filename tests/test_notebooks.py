@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import psutil
 import pytest
 from mlflow.entities import Run
@@ -165,6 +166,8 @@ names: list[str] = []
         ("n", 2, 2),
         ("x", 2, 2.0),
         ("x", float("inf"), float("inf")),
+        ("x", np.float64(0.25), 0.25),
+        ("n", np.int64(3), 3),
         ("limit", None, None),
         ("day", date(2021, 2, 3), date(2021, 2, 3)),
         ("where", Path("y"), Path("y")),
@@ -175,6 +178,7 @@ names: list[str] = []
 def test_values_of_the_declared_type_are_taken(tmp_path: Path, name: str, value: Any, expected: Any) -> None:
     checked = check_values(signature_of(tmp_path, TYPED), {name: value}, tmp_path / "nb.ipynb")
     assert checked[name] == expected
+    assert type(checked[name]).__module__ != "numpy", "it is written into a cell"
 
 
 @pytest.mark.parametrize(

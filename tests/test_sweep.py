@@ -245,7 +245,7 @@ def test_the_command_prints_a_table_best_first(project: Project, path: Path) -> 
 
 
 def test_the_command_exits_with_3_and_a_table_when_a_trial_failed(project: Project, folder: Path) -> None:
-    path = write_notebook(folder, "assert n != 2", SCORE, parameters=PARAMETERS)
+    path = write_notebook(folder, "assert n != 2, 'first line\\nsecond line'", SCORE, parameters=PARAMETERS)
     done = invoke(project, str(path), "-g", "n=1,2", "--json")
     assert done.exit_code == 3, done.output
     found = json.loads(done.stdout)
@@ -254,6 +254,8 @@ def test_the_command_exits_with_3_and_a_table_when_a_trial_failed(project: Proje
     text = invoke(project, str(path), "-g", "n=1,2")
     assert text.exit_code == 3
     assert "1 finished, 1 failed, 1 run now" in text.stdout
+    assert "second line" in found["trials"][1]["error"]
+    assert "second line" not in text.stdout, "a table has one line a trial"
 
 
 def test_commas_inside_brackets_belong_to_a_value(project: Project, folder: Path) -> None:

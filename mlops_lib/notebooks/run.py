@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import socket
-import sqlite3
 import sys
 import threading
 import time
@@ -191,15 +190,7 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 
 
 def connect(project: Project) -> tuple[MlflowClient, str]:
-    """Return a client and the project's experiment.
-
-    A process that was killed while it wrote leaves a journal that SQLite rolls back for the next one that may write;
-    ``store.connect`` looks with a connection that may not, and would call the store broken.
-    """
-    path = store.sqlite_path(project.tracking_uri)
-    if path and path.with_name(f"{path.name}-journal").exists():
-        with contextlib.closing(sqlite3.connect(path)) as database, contextlib.suppress(sqlite3.Error):
-            database.execute("select 1 from sqlite_master limit 1").fetchall()
+    """Return a client and the project's experiment."""
     client = store.connect(project.tracking_uri)
     return client, store.get_experiment_id(client, project.tracking_uri, project.name)
 

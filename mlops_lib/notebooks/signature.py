@@ -126,8 +126,9 @@ def check_values(signature: Mapping[str, Parameter], values: Mapping[str, Any], 
     checked = {name: parameter.default for name, parameter in signature.items()}
     for name, value in values.items():
         parameter = signature[name]
+        plain = value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
         try:
-            checked[name] = _validate(parameter.type, value)
+            checked[name] = _validate(parameter.type, plain)
         except ValueError as error:
             raise ParameterValueError(path, name, parameter.annotation, value, _first(error)) from error
     return checked
