@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +50,16 @@ def make_model(C: float = 1.0) -> Pipeline:  # noqa: N803 - scikit-learn's lette
         (OneHotEncoder(handle_unknown="ignore"), ["color"]), (StandardScaler(), ["size", "weight"])
     )
     return make_pipeline(columns, LogisticRegression(C=C))
+
+
+@pytest.fixture(autouse=True)
+def closed_databases() -> Iterator[None]:
+    """Close each test's databases: MLflow keeps an engine for every URI it has seen, with its files open."""
+    yield
+    for name in ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"):
+        module = sys.modules.get(name)
+        for engine in list(module.SqlAlchemyStore._engine_map.values()) if module else ():
+            engine.dispose()
 
 
 @pytest.fixture(scope="session")
