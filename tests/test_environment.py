@@ -19,9 +19,10 @@ PIN = re.compile(r"^(?P<name>[A-Za-z0-9_.-]+)(?:\[[a-z,]+\])?==(?P<version>\S+)"
 
 
 def declared_pins() -> list[str]:
-    """Return the dependencies of pyproject.toml, the dev group included."""
+    """Return the dependencies of pyproject.toml, extras and the dev group included."""
     content = tomllib.loads(PYPROJECT)
-    return [*content["project"]["dependencies"], *content["dependency-groups"]["dev"]]
+    extras = [pin for extra in content["project"]["optional-dependencies"].values() for pin in extra]
+    return [*content["project"]["dependencies"], *extras, *content["dependency-groups"]["dev"]]
 
 
 def find_differences(pins: list[str], environment: str) -> set[str]:
