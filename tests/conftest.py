@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +62,21 @@ def closed_databases() -> Iterator[None]:
         module = sys.modules.get(name)
         for engine in list(module.SqlAlchemyStore._engine_map.values()) if module else ():
             engine.dispose()
+
+
+@pytest.fixture
+def record() -> Callable[..., None]:
+    """Return what notes an observation for docs/reliability.md: ``record(4, plain="…", ours="…")``, after asserting it.
+
+    The numbers are those of ``CASES`` in ci/reliability.py. Sentences hold no figure that another run may not repeat.
+    """
+
+    def note(case: int, *, plain: str | None = None, ours: str | None = None) -> None:
+        if file := os.environ.get("MLOPS_RELIABILITY"):
+            with Path(file).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"case": case, "plain": plain, "ours": ours}) + "\n")
+
+    return note
 
 
 @pytest.fixture(scope="session")
