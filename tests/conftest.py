@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import servers
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -58,6 +60,11 @@ def make_model(C: float = 1.0) -> Pipeline:  # noqa: N803 - scikit-learn's lette
 def closed_databases() -> Iterator[None]:
     """Close each test's databases: MLflow keeps an engine for every URI it has seen, with its files open."""
     yield
+    close_databases()
+
+
+def close_databases() -> None:
+    """Close every connection that MLflow's stores hold open in this process."""
     for name in ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"):
         module = sys.modules.get(name)
         for engine in list(module.SqlAlchemyStore._engine_map.values()) if module else ():
@@ -85,6 +92,48 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     store.connect(f"sqlite:///{folder / 'mlflow.db'}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[servers.Postgres]:
+    """Return a PostgreSQL cluster of this test process; its database ``migrated`` is a fresh MLflow store to copy."""
+    with servers.run_postgres() as cluster:
+        cluster.execute("create database migrated")
+        store.connect(cluster.uri("migrated"))
+        close_databases()  # a database that is copied must have no visitors
+        yield cluster
+
+
+@pytest.fixture
+def postgres_uri(postgres: servers.Postgres) -> str:
+    """Return the URI of a fresh MLflow store in PostgreSQL, for this test alone."""
+    return postgres.create("migrated")
+
+
+@pytest.fixture(scope="session")
+def server_uri(postgres: servers.Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of an MLflow server over PostgreSQL with two workers and proxied artifacts, for every test."""
+    with servers.run_mlflow(postgres.create("migrated"), tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+@pytest.fixture(params=["sqlite", "postgres", "http"])
+def any_store_project(request: pytest.FixtureRequest, project: Project) -> Project:
+    """Return the toy project on SQLite, on PostgreSQL directly and on a server; there its name is one of its own."""
+    if request.param == "postgres":
+        return on_postgres(project, request.getfixturevalue("postgres_uri"))
+    if request.param == "http":
+        address = request.getfixturevalue("server_uri")
+        return replace(project, tracking_uri=address, name=f"toy-{uuid.uuid4().hex[:8]}")
+    return project
+
+
+def on_postgres(project: Project, uri: str) -> Project:
+    """Return a project on a PostgreSQL store; MLflow would put artifacts below whatever folder it runs in."""
+    client = store.connect(uri)
+    for name in (project.name, f"{project.name}.ledger"):
+        client.create_experiment(name, artifact_location=(project.root / "mlartifacts" / name).as_uri())
+    return replace(project, tracking_uri=uri)
 
 
 @pytest.fixture

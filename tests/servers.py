@@ -1,0 +1,156 @@
+"""Real servers for tests: PostgreSQL on a socket of its own, and MLflow's server on a port of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from urllib.error import URLError
+
+import psycopg
+import pytest
+
+START_TIMEOUT_S = 120
+BIN = Path(sys.executable).parent
+SETTINGS = {
+    "listen_addresses": "''",  # only the Unix socket, in a folder of its own
+    "fsync": "off",  # the cluster lives as long as the tests
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "300",  # sixteen processes, each with two pools, and a server
+    "shared_buffers": "32MB",
+}
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A running cluster. ``folder`` holds its socket."""
+
+    folder: Path
+
+    def uri(self, database: str) -> str:
+        """Return the store URI of a database."""
+        return f"postgresql+psycopg://mlops@/{database}?host={self.folder}"
+
+    def execute(self, sql: str, database: str = "postgres") -> None:
+        """Run one statement outside any transaction, as CREATE DATABASE wants it."""
+        with psycopg.connect(host=str(self.folder), user="mlops", dbname=database, autocommit=True) as connection:
+            connection.execute(sql)
+
+    def create(self, template: str = "template1") -> str:
+        """Create a database, empty or as a copy of another one that nobody is connected to; return its store URI."""
+        name = f"store_{next(_numbers)}"
+        self.execute(f'create database "{name}" template "{template}"')
+        return self.uri(name)
+
+
+_numbers = count(1)
+
+
+@contextlib.contextmanager
+def run_postgres() -> Iterator[Postgres]:
+    """Start a cluster on a Unix socket, as the user ``postgres`` where we are root, and remove it in the end."""
+    programs = find_postgres()
+    user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
+    with tempfile.TemporaryDirectory(prefix="mlops-postgres-") as name:  # a socket's path must be short
+        folder = Path(name)
+        if user:
+            postgres = pwd.getpwnam("postgres")
+            os.chown(folder, postgres.pw_uid, postgres.pw_gid)
+
+        def run(program: str, *arguments: str) -> None:
+            command = [str(programs / program), "-D", str(folder / "data"), *arguments]
+            with (folder.parent / f"{folder.name}.log").open("wb") as log:  # a pipe would wait for the cluster's end
+                done = subprocess.run(command, cwd=folder, stdout=log, stderr=log, check=False, **user)
+            said = Path(log.name).read_text(encoding="utf-8", errors="replace")
+            Path(log.name).unlink()
+            assert done.returncode == 0, f"{' '.join(command)}: {said}"
+
+        run("initdb", "-U", "mlops", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync")
+        with (folder / "data/postgresql.conf").open("a", encoding="utf-8") as file:
+            file.writelines(f"{key} = {value}\n" for key, value in SETTINGS.items())
+            file.write(f"unix_socket_directories = '{folder}'\n")
+        run("pg_ctl", "start", "-w", "-l", str(folder / "log"))
+        try:
+            yield Postgres(folder)
+        finally:
+            run("pg_ctl", "stop", "-m", "immediate")
+
+
+def find_postgres() -> Path:
+    """Return the folder of PostgreSQL's programs; skip the test where there is none, or fail it in CI."""
+    on_path = shutil.which("initdb")
+    folders = [Path(on_path).parent] if on_path else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -float(path.parent.name))
+    for folder in folders:
+        if (folder / "initdb").is_file():
+            return folder
+    return absent("PostgreSQL's programs are not installed; ci/setup-postgres installs Debian's")
+
+
+def absent(what: str) -> Path:
+    """Skip on a user's machine, fail in CI."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def run_mlflow(backend_uri: str, folder: Path, *options: str, n_workers: int = 2) -> Iterator[str]:
+    """Run ``mlflow server`` with proxied artifacts in ``folder`` on a free port; yield its address."""
+    port = free_port()
+    command = [str(BIN / "mlflow"), "server", "--backend-store-uri", backend_uri, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", str(n_workers), "--artifacts-destination", str(folder / "artifacts")]
+    with running([*command, *options], {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, folder / "mlflow.log") as begun:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(f"{address}/health", begun, folder / "mlflow.log")
+        yield address
+
+
+@contextlib.contextmanager
+def running(command: list[str], environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program in a session of its own, and end all of it in the end."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    with log.open("ab") as stream:
+        begun = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env={**clean, **environment}, start_new_session=True, cwd=log.parent
+        )
+    try:
+        yield begun
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(begun.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            begun.wait(timeout=20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(begun.pid, signal.SIGKILL)
+        begun.wait()
+
+
+def wait_for(address: str, begun: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until an address answers."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and begun.poll() is None:
+        with contextlib.suppress(URLError, OSError), urllib.request.urlopen(address, timeout=5):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{address} never answered:\n{log.read_text(encoding='utf-8', errors='replace')}")
