@@ -28,6 +28,7 @@ from mlflow.environment_variables import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlops_lib.errors import StoreBrokenError, StoreReadOnlyError, StoreUnreachableError
@@ -62,6 +63,8 @@ def connect(uri: str) -> MlflowClient:
             _raise_for_sqlite(path, uri)
     elif urlsplit(uri).scheme in ("http", "https"):
         _raise_for_server(uri)
+    elif mark not in _seen:
+        _raise_for_database(uri)
     quiet_mlflow()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
@@ -187,6 +190,13 @@ def _raise_for_server(uri: str) -> None:
         raise StoreUnreachableError(without_password(uri), "what answers there does not speak HTTP") from error
     if status >= 500:
         raise StoreUnreachableError(without_password(uri), f"it answers with HTTP status {status}")
+
+
+def _raise_for_database(uri: str) -> None:
+    """Open one connection ourselves: MLflow would retry for about a hundred seconds, a wrong password too."""
+    with explained(uri):
+        engine = create_engine(uri, poolclass=NullPool, connect_args={"connect_timeout": int(CONNECT_TIMEOUT_S)})
+        engine.connect().close()
 
 
 def without_password(uri: str) -> str:
