@@ -318,6 +318,23 @@ def show(ctx: click.Context, version: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("first")
+@click.argument("second")
+@click.option("--period", "periods", multiple=True, help="Labelled period to score with both; may be repeated.")
+@json_option
+@click.pass_context
+def compare(ctx: click.Context, first: str, second: str, periods: tuple[str, ...], as_json: bool) -> None:
+    """Compare two versions: metrics on the same rows, parameters, contract, data, environment, code.
+
+    Example: mlops compare prod staging
+    """
+    from mlops_lib import comparison
+
+    found = comparison.compare_versions(_project(ctx), first, second, periods=periods or None)
+    _print(as_json, found.to_dict(), lambda: [str(found)])
+
+
+@main.command()
 @click.argument("version", type=int)
 @click.argument("stage")
 @click.option("--reason", default="", help="Why; written in the history.")

@@ -369,6 +369,23 @@ class EmptyStageError(MlopsError, LookupError):
 
 
 @dataclass(eq=False)
+class NothingToCompareError(MlopsError, ValueError):
+    """Two names of one version."""
+
+    name: str
+    version: int
+    first: str
+    second: str
+
+    def __str__(self) -> str:
+        """Say that both are the same."""
+        return (
+            f"'{self.first}' and '{self.second}' are both version {self.version} of '{self.name}'. "
+            "Name two versions, or stages that hold different ones. Nothing was compared."
+        )
+
+
+@dataclass(eq=False)
 class PromotionRefusedError(MlopsError, ValueError):
     """A move between stages that was not made."""
 

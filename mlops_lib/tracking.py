@@ -213,9 +213,9 @@ def log_model(
 def describe_code(project: Project) -> dict[str, str]:
     """Return the tags that say which code ran: commit, dirty or not, notebook and its hash, lock hash, actor."""
     tags = {"mlops.actor": project.actor, "mlflow.user": project.actor}
-    commit = _git(project.root, "rev-parse", "HEAD")
+    commit = ask_git(project.root, "rev-parse", "HEAD")
     if commit:
-        dirty = bool(_git(project.root, "status", "--porcelain"))
+        dirty = bool(ask_git(project.root, "status", "--porcelain"))
         tags |= {"mlflow.source.git.commit": commit, "mlops.commit": commit, "mlops.dirty": str(dirty).lower()}
     lock = project.root / "requirements.lock"
     if lock.is_file():
@@ -249,9 +249,9 @@ def notebook_source(notebook: Path) -> str:
 
 def log_difference(project: Project, client: MlflowClient, run_id: str) -> None:
     """Log what the working tree has beyond its commit, as ``code/uncommitted.diff``, if it has anything."""
-    changed = _git(project.root, "status", "--porcelain")
+    changed = ask_git(project.root, "status", "--porcelain")
     if changed:
-        text = f"{changed}\n\n{_git(project.root, 'diff', 'HEAD')}\n"
+        text = f"{changed}\n\n{ask_git(project.root, 'diff', 'HEAD')}\n"
         for secret in project.secrets:
             text = text.replace(secret, "***")
         client.log_text(run_id, text, "code/uncommitted.diff")
@@ -270,8 +270,8 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _git(root: Path, *arguments: str) -> str:
-    """Return what git prints, or nothing where there is no git, no repository or no commit."""
+def ask_git(root: Path, *arguments: str) -> str:
+    """Return what git prints about the repository at ``root``, or nothing where it has no answer."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
     except OSError:

@@ -121,6 +121,11 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "prod'. Nothing was changed.",
     ),
     (
+        errors.NothingToCompareError("toy", 7, "staging", "7"),
+        "'staging' and '7' are both version 7 of 'toy'. Name two versions, or stages that hold different ones. "
+        "Nothing was compared.",
+    ),
+    (
         errors.PromotionRefusedError("toy", 7, "prod", "1 of 5 gates failed", 6),
         "Version 7 of 'toy' was not promoted to prod: 1 of 5 gates failed. prod still has version 6.",
     ),
