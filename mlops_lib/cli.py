@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -20,9 +20,11 @@ from mlops_lib.errors import MlopsError
 from mlops_lib.report import Report, table_lines
 
 if TYPE_CHECKING:
+    from mlops_lib.notebooks.run import NotebookRun
     from mlops_lib.project import Project
 
 NO = 3  # it worked and the answer is no
+HERE = {"lab", "ui", "serve", "kernels", "--help", "-h", "--version"}  # words of what no warm server is asked for
 
 
 class Commands(click.Group):
@@ -106,54 +108,85 @@ def ingest(ctx: click.Context) -> None:
 
 
 @main.command()
-@click.argument("notebook")
+@click.argument("names", nargs=-1, required=True, metavar="NOTEBOOK...")
 @click.option("-p", "--parameter", "given", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
-@click.option("--timeout", "timeout_s", type=float, help="Seconds for the whole notebook.")
+@click.option("-j", "--jobs", "n_jobs", type=click.IntRange(min=1), default=2, show_default=True, help="At a time.")
+@click.option("--timeout", "timeout_s", type=float, help="Seconds for each whole notebook.")
 @click.option("--cached", is_flag=True, help="Return the finished run if nothing it depends on has changed.")
 @click.option("--parameters", "show", is_flag=True, help="Print the notebook's parameters and stop.")
 @json_option
 @click.pass_context
 def run(
     ctx: click.Context,
-    notebook: str,
+    /,
+    names: tuple[str, ...],
     given: tuple[str, ...],
-    timeout_s: float | None,
-    cached: bool,
+    n_jobs: int,
     show: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Run a notebook with parameters, as one tracked run.
+    """Run notebooks with parameters, each as one tracked run. Every one of them has to declare what is given.
 
     Example: mlops run 02_train -p family=logistic -p train_until=2013-03
     """
     from mlops_lib import kernels as room
 
-    if not (show or cached):
+    if not (show or options["cached"]):
         room.prepare()  # its imports and ours at the same time
+    from mlops_lib.notebooks.jobs import run_notebooks
     from mlops_lib.notebooks.run import find_notebook, read_notebook, run_notebook
     from mlops_lib.notebooks.signature import read_signature
 
     project = _project(ctx)
-    path = find_notebook(project, notebook)
-    signature = read_signature(read_notebook(path), path)
+    paths = [find_notebook(project, name) for name in names]
+    signatures = [read_signature(read_notebook(path), path) for path in paths]
     if show:
-        rows: list[list[object]] = [[p.name, p.annotation, repr(p.default), p.help] for p in signature.values()]
-        click.echo("\n".join(_table(["name", "type", "default", "help"], rows)))
+        for signature in signatures:
+            rows: list[list[object]] = [[p.name, p.annotation, repr(p.default), p.help] for p in signature.values()]
+            click.echo("\n".join(_table(["name", "type", "default", "help"], rows)))
         return
-    values = _parse(given, signature)
-    with _bar("cell") as bar:
+    calls = [(path, _parse(given, signature)) for path, signature in zip(paths, signatures, strict=True)]
+    if len(calls) == 1:
+        with _bar("cell") as bar:
 
-        def progress(cell: int, n_cells: int, title: str) -> None:
-            bar.total, bar.n = n_cells, cell - 1
-            bar.set_description_str(title[:40])
+            def progress(cell: int, n_cells: int, title: str) -> None:
+                bar.total, bar.n = n_cells, cell - 1
+                bar.set_description_str(title[:40])
 
-        done = run_notebook(project, path, values, timeout_s=timeout_s, cached=cached, progress=progress)
+            done = run_notebook(project, *calls[0], **options, progress=progress)
+        _print(as_json, _describe(done), lambda: [str(done), f"report: {done.html_path}"])
+        return
+    outcomes: dict[int, dict[str, Any]] = {}
+    with _bar("notebook") as bar:
+        bar.total = len(calls)
+
+        def ended(index: int, outcome: NotebookRun | Exception) -> None:
+            bar.clear()
+            if isinstance(outcome, Exception):
+                outcomes[index] = {"notebook": paths[index].name, "error": str(outcome)}
+                click.secho(str(outcome), fg="red", err=True)
+            else:
+                outcomes[index] = _describe(outcome)
+                if not as_json:
+                    click.echo(str(outcome))
+            bar.update()
+
+        try:
+            run_notebooks(project, calls, n_jobs=n_jobs, **options, ended=ended)
+        finally:
+            if as_json and outcomes:
+                click.echo(json.dumps([outcomes[index] for index in sorted(outcomes)], default=str, indent=1))
+
+
+def _describe(done: NotebookRun) -> dict[str, Any]:
     where = {"run_id": done.run_id, "cached": done.cached, "executed": done.executed_path, "html": done.html_path}
-    _print(
-        as_json,
-        {"notebook": path.name, **where, "duration_s": round(done.duration_s, 3), "result": dict(done.result)},
-        lambda: [str(done), f"report: {done.html_path}"],
-    )
+    return {
+        "notebook": done.notebook.name,
+        **where,
+        "duration_s": round(done.duration_s, 3),
+        "result": dict(done.result),
+    }
 
 
 @main.command()
@@ -556,6 +589,9 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 def kernels() -> None:
     """Warm kernels: notebooks whose heavy imports are already done.
 
+    Commands are warm too: while the process that forks kernels lives, they run in a fork of it and start at once. With
+    MLOPS_WARM=0 in the environment they run by themselves.
+
     Example: mlops kernels status
     """
 
@@ -578,14 +614,15 @@ def kernels_status(as_json: bool) -> None:
 
 @kernels.command("stop")
 def kernels_stop() -> None:
-    """End every warm server, and the kernels that it has forked with it.
+    """End every warm server, and the kernels and commands that it has forked with it.
 
     Example: mlops kernels stop
     """
     from mlops_lib import kernels as room
 
-    n_kernels = sum(len(server["kernels"]) for server in room.status())
-    click.echo(f"servers stopped: {room.stop()}, kernels ended with them: {n_kernels}")
+    servers = room.status()
+    n_kernels, n_commands = (sum(len(server[name]) for server in servers) for name in ("kernels", "commands"))
+    click.echo(f"servers stopped: {room.stop()}, ended with them: {n_kernels} kernels, {n_commands} commands")
 
 
 @kernels.command("install")
@@ -597,6 +634,43 @@ def kernels_install() -> None:
     from mlops_lib import kernels as room
 
     click.echo(f"kernelspec written: {room.install()}")
+
+
+def entry() -> None:
+    """Be the ``mlops`` of a shell: its command runs in a fork of the warm server where one answers, else here.
+
+    What lives long or handles the server, and everything where the environment says ``MLOPS_WARM=0``, runs here.
+    """
+    import gc
+
+    if len(sys.argv) > 1 and not HERE & {*sys.argv}:
+        from mlops_lib.kernels.client import run_command
+
+        try:
+            code = run_command()
+        except MlopsError as error:
+            click.secho(str(error), fg="red", err=True)
+            code = 1
+        if code is not None:
+            _exit_like(code)
+    gc.set_threshold(100_000, 20, 100)  # imports make a million objects that stay: nothing is gained by looking at them
+    try:
+        main()
+    finally:
+        gc.freeze()  # nor at the end
+
+
+def _exit_like(code: int) -> NoReturn:
+    """End with a command's exit code, or by the signal that has ended it."""
+    if code < 0:
+        import os
+        import signal
+        from contextlib import suppress
+
+        with suppress(OSError):  # SIGKILL is always as it was
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

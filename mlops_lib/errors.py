@@ -684,6 +684,21 @@ class KernelNotFoundError(MlopsError, LookupError):
 
 
 @dataclass(eq=False)
+class NotebooksFailedError(MlopsError, RuntimeError):
+    """Several notebooks were run and some of them failed."""
+
+    failed: tuple[str, ...]
+    n_notebooks: int
+
+    def __str__(self) -> str:
+        """Name those that failed."""
+        return (
+            f"{len(self.failed)} of {self.n_notebooks} notebooks failed: {', '.join(self.failed)}. "
+            "What stopped each is told above and on its run. The others have finished."
+        )
+
+
+@dataclass(eq=False)
 class NothingRaisedError(MlopsError, AssertionError):
     """A cell that was expected to raise and did not."""
 
@@ -1050,6 +1065,20 @@ class WarmKernelError(MlopsError, RuntimeError):
     def __str__(self) -> str:
         """Give the reason."""
         return f"No warm kernel: {self.reason}."
+
+
+@dataclass(eq=False)
+class CommandLostError(MlopsError, RuntimeError):
+    """A command whose warm server was ended."""
+
+    command: str
+
+    def __str__(self) -> str:
+        """Name the command and what is left of it."""
+        return (
+            f"The warm server that ran '{self.command}' has ended, and the command with it. What it had written by "
+            "then stays; look before you give it again. MLOPS_WARM=0 runs commands without the server."
+        )
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ import getpass
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,21 @@ class Project:
 def is_secret_name(name: str) -> bool:
     """Return whether a parameter or variable of this name would hold a secret."""
     return any(word in name.lower() for word in SECRET_WORDS)
+
+
+def redact(value: Any, secrets: Sequence[str]) -> Any:
+    """Return texts with every secret replaced by stars, in place where they are in lists and dicts."""
+    if not secrets:
+        return value
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "***")
+    elif isinstance(value, list):
+        value[:] = [redact(item, secrets) for item in value]
+    elif isinstance(value, dict):
+        for name in value:
+            value[name] = redact(value[name], secrets)
+    return value
 
 
 def find_project_file(file: str | Path | None = None) -> Path:

@@ -31,7 +31,7 @@ from mlflow.tracking import MlflowClient
 
 from mlops_lib import data, integrity, store
 from mlops_lib.errors import MetricValueError
-from mlops_lib.project import Project
+from mlops_lib.project import Project, redact
 
 SIGNATURE_ROWS = 1000
 EXAMPLE_ROWS = 5
@@ -252,9 +252,7 @@ def log_difference(project: Project, client: MlflowClient, run_id: str) -> None:
     changed = ask_git(project.root, "status", "--porcelain")
     if changed:
         text = f"{changed}\n\n{ask_git(project.root, 'diff', 'HEAD')}\n"
-        for secret in project.secrets:
-            text = text.replace(secret, "***")
-        client.log_text(run_id, text, "code/uncommitted.diff")
+        client.log_text(run_id, redact(text, project.secrets), "code/uncommitted.diff")
 
 
 def _is_finite(value: Any) -> bool:

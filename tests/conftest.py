@@ -27,6 +27,7 @@ from mlops_lib.gates import ContractCompatible, NoWorse, Threshold
 from mlops_lib.project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["MLOPS_WARM"] = "0"  # no test meets a server that its user has started; test_warm_commands starts its own
 FEATURES = ("color", "size", "weight")
 
 

@@ -204,6 +204,11 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "'a.ipynb' cannot be swept: the grid is empty, needs at least one value. Nothing was run.",
     ),
     (
+        errors.NotebooksFailedError(("a.ipynb", "b.ipynb"), 12),
+        "2 of 12 notebooks failed: a.ipynb, b.ipynb. What stopped each is told above and on its run. The others have "
+        "finished.",
+    ),
+    (
         errors.SweepRunningError(Path("a.ipynb"), 6),
         "This sweep of 'a.ipynb' (6 trials) is already running in another process. Wait for it, or end it and start "
         "again: trials that have finished are not run twice. Nothing was run.",
@@ -335,6 +340,11 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
     (
         errors.WarmKernelError("the server did not answer"),
         "No warm kernel: the server did not answer.",
+    ),
+    (
+        errors.CommandLostError("mlops run 02_train"),
+        "The warm server that ran 'mlops run 02_train' has ended, and the command with it. What it had written by "
+        "then stays; look before you give it again. MLOPS_WARM=0 runs commands without the server.",
     ),
     (
         errors.RuntimeDirectoryError(Path("/tmp/k"), "belongs to another user"),

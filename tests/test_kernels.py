@@ -30,7 +30,7 @@ from nbclient.exceptions import DeadKernelError
 
 from mlops_lib import kernels
 from mlops_lib.errors import RuntimeDirectoryError, WarmKernelError
-from mlops_lib.kernels import provisioner
+from mlops_lib.kernels import client, provisioner
 
 pytestmark = pytest.mark.skipif(not kernels.is_supported(), reason="kernels are forked on Linux only")
 
@@ -491,7 +491,7 @@ def test_a_server_that_does_not_answer_is_replaced_by_a_plain_kernel(fresh, expl
     with kernel():
         pid = kernels.status()[0]["pid"]
     os.kill(pid, signal.SIGSTOP)
-    monkeypatch.setattr(provisioner, "ANSWER_TIMEOUT_S", 30 if end else 0.3)
+    monkeypatch.setattr(client, "ANSWER_TIMEOUT_S", 30 if end else 0.3)
     if end:
         threading.Timer(0.3, os.kill, (pid, end)).start()
     with kernel() as run:

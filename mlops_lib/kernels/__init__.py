@@ -12,6 +12,8 @@ Whatever else is in the client's environment reaches the kernel as it is. Known 
 warnings that an import gives are not shown again, MLflow's usage telemetry is off, kernels of one server iterate over
 sets of strings in the same order, and a library that is edited in place is seen only after :func:`stop`.
 
+The ``mlops`` of a shell runs in a fork of the same server where one is running: :mod:`mlops_lib.kernels.client`.
+
 It refuses a directory that others may enter, and clients of other users. Where a fork is not possible or anything
 about it fails, a plain kernel is started and one line on stderr says why.
 
@@ -47,6 +49,7 @@ from mlops_lib.kernels.server import is_readable
 
 KERNEL_NAME = "mlops"
 PROVISIONER_NAME = "mlops-warm"
+COMMAND_NAME = "mlops"  # of the script, and so of the process that runs it
 IDLE_S = 1800.0
 PRELOAD_TIMEOUT_S = 60.0
 RETRY_AFTER_S = 60.0
@@ -82,14 +85,14 @@ def install(prefix: Path | None = None) -> Path:
 
 
 def status() -> list[dict[str, Any]]:
-    """Return a record for each running server: key, pid, python, started_at, idle_s, preload_s, kernels and so on."""
+    """Return a record for each running server: key, pid, python, started_at, idle_s, kernels, commands and so on."""
     if not is_supported():
         return []
-    return [{**record, "kernels": _list_kernels(record["pid"])} for record in _list_servers(runtime_directory())]
+    return [{**record, **_list_children(record["pid"])} for record in _list_servers(runtime_directory())]
 
 
 def stop() -> int:
-    """End every server of this user, with its kernels, and return how many there were."""
+    """End every server of this user, with its kernels and commands, and return how many there were."""
     if not is_supported():
         return 0
     stopped = 0
@@ -220,12 +223,9 @@ def prepare(kernel_name: str = "python3") -> threading.Thread | None:
     threading.Thread or None
         What waits for the server, for who wants to wait too; None where kernels cannot be forked.
     """
-    spec = Path(sys.prefix) / "share" / "jupyter" / "kernels" / kernel_name / "kernel.json"
-    if not is_supported() or not spec.is_file():
+    python, env = find_python(kernel_name), dict(os.environ)
+    if python is None:
         return None
-    argv = json.loads(spec.read_text(encoding="utf-8"))["argv"]
-    python = [sys.executable, *argv[1 : argv.index("-m")]]
-    env = dict(os.environ)
 
     def start() -> None:
         with contextlib.suppress(WarmKernelError, RuntimeDirectoryError, OSError):
@@ -236,6 +236,15 @@ def prepare(kernel_name: str = "python3") -> threading.Thread | None:
     thread = threading.Thread(target=start, name="prepare warm kernels", daemon=True)
     thread.start()
     return thread
+
+
+def find_python(kernel_name: str = "python3") -> list[str] | None:
+    """Return the command that a kernelspec of this environment starts Python with; None without it, or without fork."""
+    spec = Path(sys.prefix) / "share" / "jupyter" / "kernels" / kernel_name / "kernel.json"
+    if not is_supported() or not spec.is_file():
+        return None
+    argv = json.loads(spec.read_text(encoding="utf-8"))["argv"]
+    return [sys.executable, *argv[1 : argv.index("-m")]]
 
 
 def make_kernel_directory() -> tuple[Path, int]:
@@ -287,13 +296,15 @@ def _list_servers(directory: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(file.read_text())
 
 
-def _list_kernels(server_pid: int) -> list[dict[str, Any]]:
+def _list_children(server_pid: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the kernels and the commands that a server has forked, and that live."""
     import psutil  # noqa: PLC0415 - only those who look need it
 
-    kernels = []
+    found: dict[str, list[dict[str, Any]]] = {"kernels": [], "commands": []}
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process(server_pid).children():
             with contextlib.suppress(psutil.Error):  # it has just ended
                 facts = {"pid": process.pid, "cwd": process.cwd(), "started_at": process.create_time()}
-                kernels.append(facts | {"rss_mb": round(process.memory_info().rss / 2**20)})
-    return kernels
+                facts["rss_mb"] = round(process.memory_info().rss / 2**20)
+                found["commands" if process.name() == COMMAND_NAME else "kernels"].append(facts)
+    return found

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,64 +28,9 @@ from jupyter_core.utils import ensure_async, run_sync
 
 from mlops_lib import kernels
 from mlops_lib.errors import RuntimeDirectoryError, WarmKernelError
-from mlops_lib.kernels.server import is_readable, receive, send
+from mlops_lib.kernels.client import WarmProcess, fork
 
-ANSWER_TIMEOUT_S = 30.0
 _explained: set[str] = set()
-
-
-class WarmProcess:
-    """A forked kernel with the methods of ``subprocess.Popen`` that a provisioner uses."""
-
-    stdin = stdout = stderr = None
-
-    def __init__(self, connection: socket.socket, pid: int) -> None:
-        self.connection, self.pid = connection, pid
-        self.returncode: int | None = None
-
-    def poll(self) -> int | None:
-        """Return the exit status, or None while the kernel runs."""
-        if self.returncode is None and is_readable(self.connection, timeout_s=0):
-            try:
-                self.returncode = receive(self.connection)[0]["returncode"]
-            except (EOFError, OSError):  # the server is gone, and nobody else would end the kernel
-                self.send_signal(signal.SIGKILL)
-                self.returncode = -signal.SIGKILL
-        return self.returncode
-
-    def wait(self) -> int | None:
-        """Block until the kernel has ended, and let its process number go."""
-        while self.returncode is None:
-            is_readable(self.connection, timeout_s=None)
-            self.poll()
-        self.connection.close()
-        return self.returncode
-
-    async def wait_async(self) -> None:
-        """Return once the kernel has ended, without polling."""
-        loop = asyncio.get_running_loop()
-        while self.poll() is None:
-            readable = asyncio.Event()
-            file = os.dup(self.connection.fileno())  # a loop has one callback a file, and others may wait too
-            loop.add_reader(file, readable.set)
-            try:
-                await readable.wait()
-            finally:
-                loop.remove_reader(file)
-                os.close(file)
-
-    def send_signal(self, signum: int) -> None:
-        """Signal the kernel's process group. Its number stays taken until this side hangs up."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signum)
-
-    def terminate(self) -> None:
-        """Ask the kernel to end."""
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End the kernel."""
-        self.send_signal(signal.SIGKILL)
 
 
 class WarmProvisioner(LocalProvisioner):
@@ -126,7 +71,7 @@ class WarmProvisioner(LocalProvisioner):
     async def wait(self) -> int | None:
         """Wait for the kernel's end."""
         if isinstance(self.process, WarmProcess):
-            await self.process.wait_async()
+            await _wait_end(self.process)
         return await super().wait()
 
     async def send_signal(self, signum: int) -> None:
@@ -159,7 +104,7 @@ class WarmProvisioner(LocalProvisioner):
     async def _wait_briefly(self) -> None:
         if isinstance(self.process, WarmProcess):
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.process.wait_async(), timeout=1)
+                await asyncio.wait_for(_wait_end(self.process), timeout=1)
 
 
 def fork_kernel(
@@ -185,36 +130,26 @@ def fork_kernel(
     python, argv = [sys.executable, *cmd[1:module]], cmd[module + 2 :]
     directory = kernels.runtime_directory()
     key = kernels.compute_key(python, env)
-    connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(ANSWER_TIMEOUT_S)
-    try:
+    request = {"argv": list(argv), "env": dict(env), "cwd": str(Path(cwd or ".").absolute())}
+    with contextlib.ExitStack() as stack:
+        given = ((subprocess.DEVNULL, 0), (stdout, 1), (stderr, 2))
+        files = [_open_stream(stream, default, stack) for stream, default in given]
+        start = functools.partial(kernels.start_server, directory, key, python, env)
+        return fork(directory, key, request, files, start=start)
+
+
+async def _wait_end(process: WarmProcess) -> None:
+    """Return once a kernel has ended, without polling."""
+    loop = asyncio.get_running_loop()
+    while process.poll() is None:
+        readable = asyncio.Event()
+        file = os.dup(process.connection.fileno())  # a loop has one callback a file, and others may wait too
+        loop.add_reader(file, readable.set)
         try:
-            connection.connect(str(directory / f"{key}.sock"))
-        except (FileNotFoundError, ConnectionRefusedError):
-            kernels.start_server(directory, key, python, env)
-            connection.connect(str(directory / f"{key}.sock"))
-        with contextlib.ExitStack() as stack:
-            files = tuple(_open_stream(stream, default, stack) for stream, default in ((stdout, 1), (stderr, 2)))
-            send(connection, {
-                "argv": list(argv),
-                "env": dict(env),
-                "cwd": str(Path(cwd or ".").absolute()),
-                "umask": _read_umask(),
-                "limits": {limit: soft for limit, (soft, _) in kernels.read_limits().items()},
-            }, files)  # fmt: skip
-        answer, _ = receive(connection)
-    except (OSError, EOFError) as error:
-        connection.close()
-        what = "did not answer in time" if isinstance(error, TimeoutError) else "ended without an answer"
-        raise WarmKernelError(reason=f"its server {what}") from None
-    except BaseException:
-        connection.close()
-        raise
-    if "pid" not in answer:
-        connection.close()
-        raise WarmKernelError(reason=f"the fork failed: {answer.get('error', answer)}")
-    connection.settimeout(None)
-    return WarmProcess(connection, answer["pid"])
+            await readable.wait()
+        finally:
+            loop.remove_reader(file)
+            os.close(file)
 
 
 def explain(error: Exception) -> None:
@@ -236,7 +171,7 @@ def _is_ours(argv: Sequence[str]) -> bool:
 def _open_stream(stream: Any, default: int, stack: contextlib.ExitStack) -> int:
     """Return the file that ``subprocess`` would give a child for its ``stdout`` or ``stderr`` argument."""
     if stream == subprocess.DEVNULL:
-        return stack.enter_context(Path(os.devnull).open("wb")).fileno()
+        return stack.enter_context(Path(os.devnull).open("r+b", buffering=0)).fileno()
     if stream in (subprocess.PIPE, subprocess.STDOUT):
         raise WarmKernelError(reason="the caller asks for a pipe to the kernel's output, which a fork does not give")
     if stream is not None:
@@ -246,12 +181,6 @@ def _open_stream(stream: Any, default: int, stack: contextlib.ExitStack) -> int:
     except OSError:  # a daemon without standard files
         return _open_stream(subprocess.DEVNULL, default, stack)
     return default
-
-
-def _read_umask() -> int:
-    """Read the umask without setting it, which would be seen by every thread."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
 
 
 def _quick(factory: type) -> type:

@@ -1,4 +1,4 @@
-"""The process that holds the heavy imports and forks kernels from them.
+"""The process that holds the heavy imports and forks kernels and commands from them.
 
 It runs as a script (``python server.py DIRECTORY KEY LOCK_FD IDLE_S``), so that nothing of ``mlops_lib`` is in the
 memory of the kernels: a notebook always imports the library as it is on disk now. It uses only the standard library
@@ -9,6 +9,9 @@ the child reads its own request, becomes the kernel, and answers. The connection
 the client's process ends, the kernel is killed with its whole process group. When the kernel ends first, the server
 sends its exit status and keeps it as a zombie until the client has hung up, so that its number cannot be reused
 while the client may still send signals to it.
+
+A command is a Python script of the client with its arguments and ``sys.path``. It begins when the client has answered
+the answer with its standard files: one that has lost patience runs the script itself, and it must not run twice.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import contextlib
 import gc
 import importlib
 import importlib.util
+import io
 import json
 import os
 import select
@@ -32,6 +36,7 @@ import time
 import traceback
 import types
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,6 +59,9 @@ PRELOAD = """
     mlflow.tracing.processor.otel mlflow.store.tracking.sqlalchemy_workspace_store
     mlflow.store.model_registry.sqlalchemy_store sqlalchemy.dialects.sqlite alembic.command git
 """.split()  # noqa: SIM905 - as a list it would be forty lines
+# What commands import beside that. A kernel forgets it, since it was imported ``without_grammar``.
+COMMAND_PRELOAD = ("nbformat", "nbclient", "nbconvert.exporters.html")
+FORGOTTEN = ("jsonschema", "nbformat", "nbclient", "nbconvert")
 BACKEND = "module://matplotlib_inline.backend_inline"  # what a kernel sets when its user has set nothing
 # Variables that scikit-learn and the debugger set on import: OpenMP and the debugger read them later on.
 ADDED: dict[str, str] = {}
@@ -87,6 +95,19 @@ def is_readable(file: Any, timeout_s: float | None) -> bool:
     return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
 
 
+@contextlib.contextmanager
+def without_grammar() -> Iterator[None]:
+    """Import nbformat without the grammar that jsonschema builds for it: 0.9 s that notebooks have no use for."""
+    absent = "rfc3987_syntax" not in sys.modules
+    if absent:
+        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules["rfc3987_syntax"]
+
+
 def preload() -> dict[str, Any]:
     """Import everything and return what is worth knowing about it; raise when a fork would not be safe."""
     started, missing, before = time.monotonic(), [], dict(os.environ)
@@ -95,11 +116,12 @@ def preload() -> dict[str, Any]:
     with contextlib.suppress(ImportError):
         importlib.import_module("pandas")
     del builtins.get_ipython  # type: ignore[attr-defined]
-    for name in PRELOAD:
-        try:
-            importlib.import_module(name)
-        except ImportError:  # a kernel that imports it will say so itself
-            missing.append(name)
+    with without_grammar():
+        for name in (*PRELOAD, *COMMAND_PRELOAD):
+            try:
+                importlib.import_module(name)
+            except ImportError:  # a kernel that imports it will say so itself
+                missing.append(name)
     new = {name: value for name, value in os.environ.items() if name not in before}
     ADDED.update({name: value for name, value in new.items() if name.startswith(("KMP_", "PYDEVD_"))})
     if threading.active_count() > 1:
@@ -112,7 +134,7 @@ def preload() -> dict[str, Any]:
 
 @dataclass(eq=False)
 class Child:
-    """A forked kernel, as its server sees it."""
+    """A forked kernel or command, as its server sees it."""
 
     pid: int
     pidfd: int
@@ -122,7 +144,7 @@ class Child:
     abandoned: bool = False
 
     def kill_group(self) -> None:
-        """Kill the kernel and everything in its process group."""
+        """Kill it and everything in its process group."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)  # it may not have made its group yet
         with contextlib.suppress(ProcessLookupError):
@@ -130,7 +152,7 @@ class Child:
 
 
 class Server:
-    """Forks kernels for clients of the same user until nobody has needed one for ``idle_s`` seconds."""
+    """Forks kernels and commands for clients of the same user until nobody has needed one for ``idle_s`` seconds."""
 
     def __init__(self, listener: socket.socket, record_fd: int, idle_s: float, files: list[Path]) -> None:
         self.listener, self.record_fd, self.idle_s, self.files = listener, record_fd, idle_s, files
@@ -163,7 +185,7 @@ class Server:
             self.files.pop().unlink(missing_ok=True)
 
     def accept(self) -> None:
-        """Fork a kernel for a client of the same user; hang up on anybody else."""
+        """Fork a child for a client of the same user; hang up on anybody else."""
         connection, _ = self.listener.accept()
         pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid != os.getuid():
@@ -183,7 +205,7 @@ class Server:
             try:
                 self.forget()
                 os.close(client_pidfd)
-                become_kernel(connection)
+                become(connection)
             finally:
                 os._exit(1)  # whatever happens, only the server may return from here
         child = Child(pid, os.pidfd_open(pid), connection, client_pidfd)
@@ -203,7 +225,7 @@ class Server:
         self.listener.close()
 
     def note_end(self, child: Child) -> None:
-        """Kill what a dead kernel has left behind in its group, and tell its client the exit status."""
+        """Kill what a dead child has left behind in its group, and tell its client the exit status."""
         self.poll.unregister(child.pidfd)
         result = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
         child.kill_group()
@@ -216,7 +238,7 @@ class Server:
                 send(child.connection, {"returncode": status})
 
     def abandon(self, child: Child) -> None:
-        """Kill a kernel whose client has hung up or died."""
+        """Kill a child whose client has hung up or died."""
         child.abandoned = True
         child.kill_group()
         for file in (child.connection.fileno(), child.client_pidfd):
@@ -234,8 +256,8 @@ class Server:
         del self.children[child.pidfd]
 
 
-def become_kernel(connection: socket.socket) -> NoReturn:
-    """Turn a fork of the server into the kernel that the client asks for, as much as possible like a spawned one."""
+def become(connection: socket.socket) -> NoReturn:
+    """Turn a fork of the server into what the client asks for, as much as possible like a spawned process."""
     code = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -244,48 +266,53 @@ def become_kernel(connection: socket.socket) -> NoReturn:
         connection.settimeout(30)
         request, files = receive(connection)
         try:
-            app = prepare(request, files)
+            take(files)
+            prepare(request)
+            run = (prepare_command if "script" in request else prepare_kernel)(request)
         except BaseException as error:
             send(connection, {"error": f"{type(error).__name__}: {error}"})
             raise
         send(connection, {"pid": os.getpid()})
+        if "script" in request:
+            take(receive(connection)[1])
         connection.close()
-        app.start()
+    except BaseException:  # noqa: BLE001 - the client knows, and does without
+        os._exit(code)
+    try:
+        run()
         code = 0
-        finish(app)
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # noqa: BLE001 - the process ends here in any case
         traceback.print_exc()
     finally:
         os._exit(code)  # half a million frozen objects are not taken apart one by one
 
 
-def finish(app: Any) -> None:
+def finish() -> None:
     """Do what a Python process does at its end."""
-    # The control thread is still answering the shutdown request. A spawned kernel usually leaves it the time, because
-    # libraries imported later clean up first; here they were imported earlier, so the order is made the same.
-    app.control_thread.join(timeout=1)
-    atexit.unregister(app.close)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    app.close()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more
+            stream.flush()
 
 
-def prepare(request: dict[str, Any], files: list[int]) -> Any:
-    """Set up the process like a spawned one and return its initialized, not yet running, kernel application."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for target, file in enumerate((null, *files)):
+def take(files: list[int]) -> None:
+    """Make the client's standard files this process's own."""
+    for target, file in enumerate(files):
         os.dup2(file, target)
-    for file in (null, *files):
         os.close(file)
+
+
+def prepare(request: dict[str, Any]) -> None:
+    """Set up the process like a spawned one."""
     os.umask(request["umask"])
     for limit, soft in request["limits"].items():
         resource.setrlimit(int(limit), (soft, resource.getrlimit(int(limit))[1]))
     os.environ.clear()
     os.environ.update(ADDED | request["env"])
     os.chdir(request["cwd"])
-    Path("/proc/self/comm").write_text("mlops-kernel")
     # What was read once in the server is read again, or drawn again, here.
     time.tzset()
     tempfile.tempdir = None
@@ -293,10 +320,62 @@ def prepare(request: dict[str, Any], files: list[int]) -> Any:
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()  # `random` and uuid reseed themselves in a fork, NumPy does not
     if "matplotlib" in sys.modules:
-        sys.modules["matplotlib"].rcParams["backend"] = os.environ.get("MPLBACKEND", BACKEND)
+        backend = "agg" if "script" in request else BACKEND
+        sys.modules["matplotlib"].rcParams["backend"] = os.environ.get("MPLBACKEND", backend)
         if Path("matplotlibrc").is_file():
             sys.modules["matplotlib"].rc_file("matplotlibrc")
     gc.enable()
+
+
+def prepare_command(request: dict[str, Any]) -> Callable[[], None]:
+    """Return what runs the client's script, as ``python SCRIPT`` would."""
+    script = request["script"]
+    Path("/proc/self/comm").write_text(Path(script).name)
+    sys.argv, sys.path[:] = request["argv"], request["path"]
+    if "pandas" in sys.modules:
+        sys.modules["pandas"].set_option("display.max_columns", 0)  # what it is where `preload` has played no notebook
+    main = types.ModuleType("__main__")
+    vars(main).update(__file__=script, __builtins__=builtins, __warm__=True)
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+    code = compile(Path(script).read_bytes(), script, "exec")
+
+    def run() -> None:
+        interrupted = False
+        for name in ("stdin", "stdout", "stderr"):
+            vars(sys)[name] = vars(sys)[f"__{name}__"] = _open_again(getattr(sys, name))
+        try:
+            exec(code, vars(main))
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is printed and the end
+            place, interrupted = error.__traceback__, isinstance(error, KeyboardInterrupt)
+            traceback.print_exception(error.with_traceback(place.tb_next if place else None))
+            raise SystemExit(1) from None
+        finally:
+            finish()
+            if interrupted:  # Python's own end of it
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    return run
+
+
+def _open_again(stream: Any) -> io.TextIOWrapper:
+    """Return a standard stream as Python makes it from the file that is there now."""
+    file, is_unbuffered = stream.fileno(), stream.write_through
+    size = 0 if is_unbuffered and file else -1
+    binary: Any = open(file, "wb" if file else "rb", size, closefd=False)  # noqa: SIM115 - it is for life
+    in_lines = not is_unbuffered and (file == 2 or binary.isatty())
+    return io.TextIOWrapper(binary, stream.encoding, stream.errors, "\n", in_lines, is_unbuffered)
+
+
+def prepare_kernel(request: dict[str, Any]) -> Callable[[], None]:
+    """Return what runs an initialized kernel application."""
+    Path("/proc/self/comm").write_text("mlops-kernel")
+    for name in [name for name in sys.modules if name.partition(".")[0] in FORGOTTEN]:
+        del sys.modules[name]
     launcher = importlib.util.find_spec("ipykernel_launcher")
     sys.argv = [launcher.origin if launcher and launcher.origin else "ipykernel_launcher", *request["argv"]]
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415
@@ -305,7 +384,17 @@ def prepare(request: dict[str, Any], files: list[int]) -> Any:
     # The kernel's own watch over its parent, which is this server: it covers the day when the server is killed.
     app.initialize([*request["argv"], f"--IPKernelApp.parent_handle={os.getppid()}"])
     sys.modules["__mp_main__"] = sys.modules["__main__"]  # multiprocessing's alias, made when __main__ was the server
-    return app
+
+    def run() -> None:
+        app.start()
+        # The control thread is still answering the shutdown request. A spawned kernel usually leaves it the time, as
+        # libraries imported later clean up first; here they were imported earlier, so the order is made the same.
+        app.control_thread.join(timeout=1)
+        atexit.unregister(app.close)
+        finish()
+        app.close()
+
+    return run
 
 
 def stop(*_: object) -> NoReturn:

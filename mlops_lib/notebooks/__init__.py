@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlops_lib.notebooks.check import check_notebooks, update_notebooks
+    from mlops_lib.notebooks.jobs import run_notebooks
     from mlops_lib.notebooks.result import record_result
     from mlops_lib.notebooks.run import NotebookRun, reap_dead_runs, run_notebook
     from mlops_lib.notebooks.signature import Parameter, read_signature
@@ -28,6 +29,7 @@ __all__ = [
     "reap_dead_runs",
     "record_result",
     "run_notebook",
+    "run_notebooks",
     "sweep",
     "update_notebooks",
 ]
@@ -37,6 +39,7 @@ _HOMES = {
     "record_result": "result",
     "NotebookRun": "run",
     "run_notebook": "run",
+    "run_notebooks": "jobs",
     "reap_dead_runs": "run",
     "Parameter": "signature",
     "read_signature": "signature",

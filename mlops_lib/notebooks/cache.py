@@ -29,7 +29,9 @@ INPUTS_FILE = "inputs.json"
 _TAGS = ("parameters", "raises-exception", "skip-execution")
 
 
-def compute_key(project: Project, notebook: Mapping[str, Any], values: Mapping[str, Any], kernel_name: str) -> str:
+def compute_key(
+    project: Project, path: Path, notebook: Mapping[str, Any], values: Mapping[str, Any], kernel_name: str
+) -> str:
     """Return the SHA-256 of everything but the inputs that a run depends on."""
     cells = [
         ["".join(cell["source"]), [tag for tag in cell["metadata"].get("tags", ()) if tag in _TAGS]]
@@ -39,6 +41,7 @@ def compute_key(project: Project, notebook: Mapping[str, Any], values: Mapping[s
     library = sorted(Path(__file__).parents[1].rglob("*.py"))
     lock = project.root / "requirements.lock"
     facts = {
+        "name": path.name,  # of the executed copy, which is not in the run of another notebook with the same cells
         "cells": cells,
         "parameters": {name: repr(value) for name, value in sorted(values.items())},
         "kernel": kernel_name,

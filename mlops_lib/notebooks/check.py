@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops_lib.errors import NotebookNotFoundError, ParameterCellError, WriteRefusedError
+from mlops_lib.kernels.server import without_grammar
 from mlops_lib.project import find_project_file, load_project
 from mlops_lib.report import Report, Row
 
@@ -649,12 +650,6 @@ def _keep_equal(
 
 
 def _nbformat() -> Any:
-    """Import nbformat without the grammar that jsonschema builds for it, 0.9 s that notebooks have no use for."""
-    absent = "rfc3987_syntax" not in sys.modules
-    if absent:
-        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
-    import nbformat  # noqa: PLC0415 - heavy
-
-    if absent:
-        del sys.modules["rfc3987_syntax"]
+    with without_grammar():
+        import nbformat  # noqa: PLC0415 - heavy
     return nbformat

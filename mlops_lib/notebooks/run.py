@@ -14,10 +14,9 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
@@ -43,23 +42,19 @@ from mlops_lib.errors import (
     NotebookTimeoutError,
     NothingRaisedError,
 )
+from mlops_lib.kernels.server import without_grammar
 from mlops_lib.notebooks import cache
 from mlops_lib.notebooks.result import find_result
 from mlops_lib.notebooks.signature import check_values, read_signature, to_source
-from mlops_lib.project import Project, load_project
+from mlops_lib.project import Project, load_project, redact
 
-_absent = "rfc3987_syntax" not in sys.modules
-if _absent:  # jsonschema builds a grammar for it at import, 0.9 s that notebooks have no use for; it can do without
-    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
-import nbformat  # noqa: E402
-import papermill  # noqa: E402
-from jupyter_client.kernelspec import KernelSpecManager  # noqa: E402
-from nbclient import NotebookClient  # noqa: E402
-from nbclient.exceptions import CellExecutionError, DeadKernelError  # noqa: E402
-from papermill.exceptions import PapermillExecutionError  # noqa: E402
-
-if _absent:
-    del sys.modules["rfc3987_syntax"]
+with without_grammar():
+    import nbformat
+import papermill
+from jupyter_client.kernelspec import KernelSpecManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
 
 # papermill guesses parameters by regular expressions and warns of those it misses; the signature has checked them all.
 logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -130,13 +125,26 @@ def run_notebook(
     IncompleteNotebookError
         The run is FAILED or KILLED; the executed copy is saved and named.
     """
+    given = parameters or {}
+    execution, source, kernel = plan(project, notebook, given, timeout_s=timeout_s, kernel_name=kernel_name)
+    execution.progress = progress
+    found = execution.find_cached(source, kernel) if cached else None
+    return found or execute(execution, source, tuple(given), kernel)
+
+
+def plan(
+    project: Project,
+    notebook: Path | str,
+    parameters: Mapping[str, Any],
+    *,
+    timeout_s: float | None = None,
+    kernel_name: str | None = None,
+) -> tuple[_Execution, nbformat.NotebookNode, str]:
+    """Check all that can be checked before anything runs; return an execution, its notebook and its kernel."""
     path = find_notebook(project, notebook)
     source = read_notebook(path)
-    values = check_values(read_signature(source, path), parameters or {}, path)
-    kernel_name = _kernel_of(source, path, kernel_name)
-    execution = _Execution(project, path, values, timeout_s, progress)
-    found = execution.find_cached(source, kernel_name) if cached else None
-    return found or execute(execution, source, tuple(parameters or ()), kernel_name)
+    values = check_values(read_signature(source, path), parameters, path)
+    return _Execution(project, path, values, timeout_s), source, _kernel_of(source, path, kernel_name)
 
 
 def _kernel_of(source: nbformat.NotebookNode, path: Path, kernel_name: str | None) -> str:
@@ -223,7 +231,7 @@ class _Execution:
     def find_cached(self, source: nbformat.NotebookNode, kernel_name: str | None) -> NotebookRun | None:
         client, experiment_id = connect(self.project)
         name = kernel_name or source.metadata.get("kernelspec", {}).get("name", "")
-        key = cache.compute_key(self.project, source, self.values, name)
+        key = cache.compute_key(self.project, self.path, source, self.values, name)
         run = cache.find_run(self.project, client, experiment_id, key)
         return self.recall(run) if run else None
 
@@ -261,7 +269,7 @@ class _Execution:
             client.log_batch(run_id, params=[Param(name, str(_plain(value))) for name, value in self.values.items()])
             executed = output or self._folder(run_id) / self.path.name
             html = executed.with_suffix(".html")
-            key = cache.compute_key(project, read_notebook(self.path), self.values, kernel_name)
+            key = cache.compute_key(project, self.path, read_notebook(self.path), self.values, kernel_name)
             self._inject(nb)
             env = {
                 **project.environ,
@@ -572,21 +580,6 @@ def _exporter() -> Any:
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
     exporter.from_notebook_node(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("")]))
     return exporter
-
-
-def redact(value: Any, secrets: Sequence[str]) -> Any:
-    """Return outputs with every secret replaced by stars, in place where they are lists and dicts."""
-    if not secrets:
-        return value
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, "***")
-    elif isinstance(value, list):
-        value[:] = [redact(item, secrets) for item in value]
-    elif isinstance(value, dict):
-        for name in value:
-            value[name] = redact(value[name], secrets)
-    return value
 
 
 def reap_dead_runs(project: Project) -> list[str]:

@@ -11,16 +11,13 @@ same parent with the trials that are missing. Refused: a grid without values, an
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import math
 import random
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +31,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from mlops_lib import data, tracking
 from mlops_lib.errors import NotebookStoppedError, SweepGridError, SweepRunningError
 from mlops_lib.notebooks import cache
+from mlops_lib.notebooks.jobs import Job, run_jobs
 from mlops_lib.notebooks.run import (
     RUNNER_TAG,
     NotebookRun,
@@ -42,7 +40,6 @@ from mlops_lib.notebooks.run import (
     close_run,
     connect,
     describe_runner,
-    execute,
     find_notebook,
     read_notebook,
     reap_dead_runs,
@@ -51,7 +48,6 @@ from mlops_lib.notebooks.signature import Parameter, check_values, read_signatur
 from mlops_lib.project import Project
 
 if TYPE_CHECKING:
-    import nbformat
     from matplotlib.figure import Figure
 
 SWEEP_TAG = "mlops.sweep"
@@ -123,14 +119,8 @@ class Sweep:
         return f"{len(self.trials)} trials of {self.notebook.name}: {counts}, {self.n_executed} run now; {self.best}"
 
 
-@dataclass(eq=False)
-class _Trial:
+class _Trial(Job):
     """One combination of values, and what has become of it."""
-
-    given: dict[str, Any]
-    execution: _Execution
-    run: NotebookRun | None = None
-    error: Exception | None = None
 
     @property
     def label(self) -> str:
@@ -206,11 +196,16 @@ def sweep(
     combinations = list_combinations(signature, grid, path, sample=sample, random_state=random_state)
     if n_jobs < 1:
         raise SweepGridError(path, f"n_jobs is {n_jobs}", "at least 1")
+    kernel_name = _kernel_of(source, path, None)
     trials = [
-        _Trial(given, _Execution(project, path, check_values(signature, given, path), timeout_s))
+        _Trial(
+            _Execution(project, path, check_values(signature, given, path), timeout_s),
+            source,
+            given=given,
+            kernel_name=kernel_name,
+        )
         for given in combinations
     ]
-    kernel_name = _kernel_of(source, path, None)
     key = _compute_key(project, source, trials, kernel_name)
 
     def summarize(run_id: str, n_executed: int = 0) -> Sweep:
@@ -224,7 +219,7 @@ def sweep(
         reap_dead_runs(project)
         client, experiment_id = connect(project)
         parent = _find_parent(client, experiment_id, key)
-        _recall(client, experiment_id, parent, source=source, kernel_name=kernel_name, trials=trials, n_jobs=n_jobs)
+        _recall(client, experiment_id, parent, trials=trials, n_jobs=n_jobs)
         missing = [trial for trial in trials if trial.run is None]
         if parent and parent.info.status == "FINISHED":
             if not missing:
@@ -235,7 +230,10 @@ def sweep(
         run_id = _open_parent(project, client, experiment_id, parent, path=path, key=key, trials=trials)
         status = "KILLED"
         try:
-            for n_ended in _run(missing, source, run_id, kernel_name=kernel_name, n_jobs=n_jobs, fail_fast=fail_fast):
+            for trial in missing:
+                name = f"{path.stem} {trial.label}"[:250]
+                trial.execution.tags = {PARENT_TAG: run_id, TRIAL_TAG: trial.label, "mlflow.runName": name}
+            for n_ended, _ in enumerate(run_jobs(missing, n_jobs=n_jobs, fail_fast=fail_fast), start=1):
                 if progress:
                     text = summarize(run_id).best
                     n_failed = sum(trial.error is not None for trial in trials)
@@ -334,7 +332,8 @@ def _pick(values: dict[str, list[Any]], number: int) -> dict[str, Any]:
 
 def _compute_key(project: Project, source: Mapping[str, Any], trials: Sequence[_Trial], kernel_name: str) -> str:
     """Return the SHA-256 of what makes a sweep the same: all that makes a run the same, and the combinations."""
-    facts = [cache.compute_key(project, source, {}, kernel_name), [trial.label for trial in trials]]
+    path = trials[0].execution.path
+    facts = [cache.compute_key(project, path, source, {}, kernel_name), [trial.label for trial in trials]]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -368,8 +367,6 @@ def _recall(
     experiment_id: str,
     parent: Run | None,
     *,
-    source: nbformat.NotebookNode,
-    kernel_name: str,
     trials: Sequence[_Trial],
     n_jobs: int,
 ) -> None:
@@ -385,7 +382,7 @@ def _recall(
 
     def recall(trial: _Trial) -> NotebookRun | None:
         run = own.get(trial.label)
-        return trial.execution.recall(run) if run else trial.execution.find_cached(source, kernel_name)
+        return trial.execution.recall(run) if run else trial.execution.find_cached(trial.source, trial.kernel_name)
 
     with ThreadPoolExecutor(n_jobs) as pool:
         for trial, run in zip(trials, pool.map(recall, trials), strict=True):
@@ -415,71 +412,6 @@ def _open_parent(
     grid = {name: {repr(t.execution.values[name]): None for t in trials} for name in trials[0].given}
     client.log_batch(run_id, params=[Param(name, ", ".join(values)[:6000]) for name, values in grid.items()])
     return run_id
-
-
-def _run(
-    trials: Sequence[_Trial],
-    source: nbformat.NotebookNode,
-    parent_id: str,
-    *,
-    kernel_name: str,
-    n_jobs: int,
-    fail_fast: bool,
-) -> Iterator[int]:
-    """Run trials, ``n_jobs`` at a time, and yield how many have ended; whoever stops listening stops them all."""
-    halt = threading.Event()
-
-    def run(trial: _Trial) -> None:
-        if halt.is_set():
-            return
-        label = trial.label
-        name = f"{trial.execution.path.stem} {label}"[:250]
-        trial.execution.tags = {PARENT_TAG: parent_id, TRIAL_TAG: label, "mlflow.runName": name}
-        try:
-            trial.run = execute(trial.execution, copy.deepcopy(source), tuple(trial.given), kernel_name)
-        except Exception as error:  # noqa: BLE001 - kept with the trial, whatever it is
-            trial.error = error
-            if fail_fast:
-                halt.set()
-
-    def stop(reason: str) -> None:
-        halt.set()
-        for trial in trials:
-            trial.execution.stop(reason)
-
-    with _signals(stop) as received, ThreadPoolExecutor(n_jobs) as pool:
-        pending = {pool.submit(run, trial) for trial in trials}
-        try:
-            while pending:
-                # Woken now and then: a signal that comes as the wait begins would otherwise be noticed after it.
-                ended, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
-                if ended:
-                    yield len(trials) - len(pending)
-        except BaseException:
-            stop("the end of its sweep")
-            raise
-    if received:
-        raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _signals(stop: Callable[[str], None]) -> Iterator[list[str]]:
-    """Let Ctrl-C and SIGTERM call ``stop``, in the main thread; yield the list of what has come."""
-    received: list[str] = []
-
-    def handle(number: int, frame: object) -> None:
-        received.append(signal.Signals(number).name)
-        stop(received[0])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _log_results(client: MlflowClient, found: Sweep) -> None:
