@@ -144,7 +144,7 @@ def adjust_contract(contract: Contract) -> Contract:
     contract = contract.replace_column("day_of_week", low=0.0, high=6.0)
     contract = contract.replace_column("forecast_humid", low=0.0, high=100.0)
     contract = contract.replace_column("forecast_precip", low=0.0, high=4.0)
-    return replace(contract, rules=("distance > 0", "scheduled_minutes > 0"))
+    return contract.with_rule("distance > 0").with_rule("scheduled_minutes > 0")
 
 
 ARRIVALS = "data/arrivals/{period}.parquet"

@@ -592,7 +592,7 @@ END = " No contract was made or changed."
     ("changes", "text"),
     [
         ({"kind": "float"}, "has kind='float', needs one of number, integer, boolean, string, datetime."),
-        ({"unseen": "drop"}, "has unseen='drop', needs warn or reject."),
+        ({"unseen": "drop"}, "has unseen='drop', needs one of warn, reject, stop."),
         ({"low": 9.0, "high": 3.0}, "has low=9.0, needs at most high=3.0."),
         ({"low": math.nan}, "has low=nan, needs at most high={high}."),
         ({"max_missing_share": 5}, "has max_missing_share=5, needs 0 to 1."),
@@ -655,7 +655,7 @@ def test_a_contract_shows_itself_as_a_table(contract):
     assert "&lt;b&gt;" in shown
     assert "&lt;i&gt;" in shown
     assert "<b>" not in shown
-    assert "learnt from 200 rows; keys id; at most 5.0% bad rows" in contract._repr_html_()
+    assert "learnt from 200 rows; keys id (integer); at most 5.0% bad rows" in contract._repr_html_()
 
 
 # --- pandera -----------------------------------------------------------------------------------------------------
@@ -751,7 +751,7 @@ def test_new_limits_where_there_were_none_are_stricter():
     assert compare_contracts(Contract((free,)), Contract((bound,))).rows[1].reason == "scale 0.4 to 10, was 0 to inf"
     ruled = Contract((free,), rules=("x > 0",), max_bad_share=0.01)
     report = compare_contracts(Contract((free,)), ruled)
-    assert report.rows[1].reason == "max_bad_share 0.01, was 0.05; rule x > 0 added"
+    assert report.rows[1].reason == "max_bad_share 0.01, was 0.05; rule x > 0 (reject) added"
     assert report.facts["compatibility"] == "stricter"
 
 
