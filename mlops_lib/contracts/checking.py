@@ -79,7 +79,10 @@ class _Violation:
         """Tell what is wrong with one row, its value first where there is one."""
         if self.values is None:
             return self.text
-        value: Any = self.values.iloc[position]
+        try:
+            value: Any = self.values.iloc[position]
+        except (OverflowError, ValueError):  # a time that Arrow can hold and Python cannot
+            return f"{self.rule.rpartition('.')[0]} is out of bounds, {self.text}"
         items = value.tolist() if isinstance(self.values, pd.DataFrame) else [value]
         shown = ", ".join(reprlib.repr(item.item() if isinstance(item, np.generic) else item) for item in items)
         return f"{self.rule.rpartition('.')[0]} is {shown}, {self.text}"
