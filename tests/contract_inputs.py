@@ -156,7 +156,12 @@ INPUTS = [
     Input("2**63", {"big": 2**63}, "big.kind"),
     Input("-2**63 - 1", {"big": -(2**63) - 1}, "big.kind", HUGE),
     Input("1e19", {"big": 1e19}, "big.kind"),
-    Input("a float too large to be exact", {"big": float(2**54)}, "big.kind", {"nullable": ("", "pandas makes it a whole number")}),
+    Input(
+        "a float too large to be exact",
+        {"big": float(2**54)},
+        "big.kind",
+        {"nullable": ("", "pandas makes it a whole number")},
+    ),
     Input("infinity as a whole number", {"big": math.inf}, "big.kind", REFUSED),
     Input("a whole number above its range", {"count": 501}, "count.range"),
     Input("a whole number below its range", {"count": -1}, "count.range"),

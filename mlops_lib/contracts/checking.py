@@ -302,8 +302,9 @@ class Tally:
         if not self.n_rows:
             return Report("Contract", (columns, Row("rows", 0, ">= 1", "failed", "the table is empty")), facts)
         policies = {rule: contract.policy(rule) for rule in self.broken}
-        counts = {rule: count for rule, count in self.broken.most_common() if policies[rule] != "warn"}
-        warned = {rule: count for rule, count in self.broken.most_common() if policies[rule] == "warn"}
+        most = sorted(self.broken, key=lambda rule: (-self.broken[rule], rule))
+        counts = {rule: self.broken[rule] for rule in most if policies[rule] != "warn"}
+        warned = {rule: self.broken[rule] for rule in most if policies[rule] == "warn"}
         reason = f"{self.n_bad} of {self.n_rows} rows: {listed((f'{r} {n}' for r, n in counts.items()), limit=5)}"
         rows = [columns, _share_row("bad_rows", self.n_bad / self.n_rows, contract.max_bad_share, reason)]
         rows += [
