@@ -80,7 +80,8 @@ def write_report(seconds: dict[str, list[float]]) -> Path:
         f"# {N_ROWS:,} rows of 15 features held to their contract",
         "",
         f"{today}, `ci/bench contracts`, {len(seconds['copy of the table'])} interleaved rounds, "
-        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, {versions}.",
+        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}, "
+        f"Python {platform.python_version()}, {versions}.",
         "",
         "| way | median s | × pandera |",
         "|---|---:|---:|",
