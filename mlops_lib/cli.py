@@ -368,6 +368,37 @@ def compare(ctx: click.Context, first: str, second: str, periods: tuple[str, ...
 
 
 @main.command()
+@click.argument("version")
+@click.argument("other", required=False)
+@json_option
+@click.pass_context
+def contract(ctx: click.Context, version: str, other: str | None, as_json: bool) -> None:
+    """Show what rows a version takes; with OTHER, whether tables made for VERSION can feed it. Exit 3 on breaking.
+
+    Example: mlops contract prod 7
+    """
+    from mlops_lib import contracts, registry
+    from mlops_lib.errors import NoContractError
+
+    project = _project(ctx)
+
+    def read(which: str) -> contracts.Contract:
+        release = registry.load_model(project, which)
+        if not release.files.contract:
+            raise NoContractError(release.name, release.version)
+        return contracts.Contract.from_dict(release.files.contract)
+
+    if other is None:
+        found = read(version)
+        _print(as_json, {**found.to_dict(), "digest": found.digest}, lambda: [str(found)])
+        return
+    report = contracts.compare_contracts(read(version), read(other))
+    verdict = report.facts["compatibility"]
+    _print(as_json, report.to_dict(), lambda: [f"{other} against {version}: {verdict}", str(report)])
+    ctx.exit(0 if report.passed else NO)
+
+
+@main.command()
 @click.argument("version", type=int)
 @click.argument("stage")
 @click.option("--reason", default="", help="Why; written in the history.")

@@ -1,7 +1,8 @@
 """Tables in and out: Parquet and CSV, whole or in batches, written atomically and fingerprinted in full.
 
 A file is read whole or refused with the reason: cut in half, empty, or without a column that is needed. A table is
-written to a temporary file, synced and renamed, so nobody ever sees half of it.
+written to a temporary file, synced and renamed, so nobody ever sees half of it. A CSV is UTF-8 with commas and a
+header; its batches are text, for a contract to read: the type of its first rows says nothing of the others.
 
 >>> from mlops_lib import data
 >>> import pandas as pd, pathlib, tempfile
@@ -13,6 +14,7 @@ written to a temporary file, synced and renamed, so nobody ever sees half of it.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import os
@@ -24,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -116,7 +119,8 @@ def read_table(
     frames: list[pd.DataFrame] = []
     for path in several:
         raise_for_columns(path, needed)
-        frames.append(pa.Table.from_batches(list(read_batches(path, columns=columns))).to_pandas())
+        table = pa.Table.from_batches(list(read_batches(path, columns=columns)))
+        frames.append((_infer_types(table) if path.suffix == ".csv" else table).to_pandas())
     return pd.concat(frames, ignore_index=True)
 
 
@@ -132,6 +136,8 @@ def read_batches(
     path: Path | str, *, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
     """Yield a table as Arrow batches of at most ``batch_rows`` rows, in order and in constant memory.
+
+    Batches of a CSV hold text, null where a field is empty and not quoted, and say so in their schema's metadata.
 
     Raises
     ------
@@ -163,20 +169,112 @@ def _batches(path: Path, columns: Sequence[str] | None, batch_rows: int) -> Iter
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield from file.iter_batches(batch_size=batch_rows, columns=names)
     else:
-        convert = pacsv.ConvertOptions(include_columns=names, strings_can_be_null=True)
-        with pacsv.open_csv(path, convert_options=convert) as reader:
-            for field in reader.schema:
-                if pa.types.is_binary(field.type):
-                    raise pa.ArrowInvalid(f"column '{field.name}' is not UTF-8 text")
-            yield from reader
+        yield from _csv_batches(path, names)
+
+
+# --- CSV -----------------------------------------------------------------------------------------------------------
+
+
+def _csv_batches(path: Path, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    raise_for_encoding(path)
+    convert = pacsv.ConvertOptions(
+        include_columns=columns,
+        column_types=dict.fromkeys(_columns(path), pa.string()),
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+    )
+    with _open_csv(path, convert) as reader:
+        for batch in reader:
+            yield batch.replace_schema_metadata({"source": "csv"})
+
+
+@contextlib.contextmanager
+def _open_csv(path: Path, convert: pacsv.ConvertOptions) -> Iterator[pacsv.CSVStreamingReader]:
+    """Open a CSV; a row with more or fewer fields than the header is an error that says which row it is."""
+    ragged: list[pacsv.InvalidRow] = []
+
+    def refuse(row: pacsv.InvalidRow) -> str:
+        ragged.append(row)
+        return "error"
+
+    parse = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
+    try:
+        serial = pacsv.ReadOptions(use_threads=False)  # or Arrow does not know which row it reads
+        with pacsv.open_csv(path, serial, parse, convert) as reader:
+            yield reader
+    except pa.ArrowInvalid:
+        if not ragged:
+            raise
+        row = ragged[0]
+        found = f"row {row.number} has {row.actual_columns} fields, the header {row.expected_columns}"
+        raise TableFileError(path, f"{found}; a text that holds commas is written in quotes") from None
+
+
+def raise_for_encoding(path: Path) -> None:
+    """Raise ``TableFileError`` for a CSV that is not UTF-8 text, or in which a quote is never closed."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    n_bytes = n_lines = n_quotes = last_quote = 0
+    with reads.ours(), path.open("rb") as file:
+        while True:
+            block = file.read(2**20)
+            if not n_bytes and block.startswith(b"PAR1"):
+                raise TableFileError(path, "it holds Parquet, though its name ends in .csv")
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                at, byte = n_bytes - pending + error.start, error.object[error.start]
+                line = n_lines + block[: max(0, error.start - pending)].count(b"\n") + 1
+                found = f"byte 0x{byte:02x} at position {at} (line {line}) is not UTF-8"
+                raise TableFileError(path, f"{found}; save it with that encoding") from None
+            if b"\0" in block:
+                line = n_lines + block[: block.index(0)].count(b"\n") + 1
+                found = f"byte 0x00 at position {n_bytes + block.index(0)} (line {line}) is not UTF-8 text"
+                raise TableFileError(path, f"{found}; save it with that encoding")
+            if not block:
+                break
+            if b'"' in block:
+                last_quote = n_lines + block[: block.rindex(b'"')].count(b"\n") + 1
+            n_quotes += block.count(b'"')
+            n_lines += block.count(b"\n")
+            n_bytes += len(block)
+    if n_quotes % 2:
+        raise TableFileError(path, f"a quote is opened and never closed; the last one stands on line {last_quote}")
+
+
+def _infer_types(table: pa.Table) -> pa.Table:
+    """Give each column of text the one type that all its values have; without a contract there is nothing better."""
+    for index, name in enumerate(table.column_names):
+        text = table.column(index)
+        missing = pc.is_in(text, pa.array(["", "NA", "N/A", "NaN", "nan", "null", "NULL"]))
+        values = pc.if_else(missing, None, text)
+        if bool(pc.any(pc.match_substring_regex(values, "^-?0[0-9xX]")).as_py()):  # 007 is a name, not a number
+            continue
+        for kind in (pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us")):
+            with contextlib.suppress(pa.ArrowInvalid):
+                table = table.set_column(index, name, values.cast(kind))
+                break
+    return table.replace_schema_metadata(None)
 
 
 def _columns(path: Path) -> list[str]:
     with _explained(path):
         if path.suffix == ".parquet":
             return list(pq.read_schema(path).names)
-        with pacsv.open_csv(path) as reader:
-            return list(reader.schema.names)
+        # Only the header matters here: rows that do not fit it are told when they are read.
+        parse = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda _: "skip")
+        try:
+            with pacsv.open_csv(path, parse_options=parse) as reader:
+                names = list(reader.schema.names)
+        except UnicodeDecodeError:
+            names = ["\0"]
+        if "\0" in "".join(names):
+            raise_for_encoding(path)
+    separator = next((mark for mark in ";\t|" if mark in names[0]), "") if len(names) == 1 else ""
+    if separator:
+        raise TableFileError(path, f"its fields are separated by {separator!r} (header {names[0]!r}), not by commas")
+    return names
 
 
 @contextlib.contextmanager

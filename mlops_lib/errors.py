@@ -1053,6 +1053,21 @@ class ContractDefinitionError(MlopsError, ValueError):
         return f"{self.subject} {self.found}, needs {self.expected}.{self.hint} No contract was made or changed."
 
 
+@dataclass(eq=False)
+class NoContractError(MlopsError, LookupError):
+    """A version that was registered without a contract."""
+
+    name: str
+    version: int
+
+    def __str__(self) -> str:
+        """Say how a version gets one."""
+        return (
+            f"Version {self.version} of '{self.name}' has no contract beside its model. Train again with "
+            "tracking.log_model(…, contract=infer_contract(…).to_dict()), as 02_train does. Nothing was changed."
+        )
+
+
 # --- kernels -----------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlops_lib import contracts, data, integrity, registry
@@ -121,10 +120,10 @@ def score_table(
     rules: dict[str, int] = {}
     total = data.count_rows(source)
     total = min(total, rows) if total and rows else total
-    duplicated = _find_duplicates(source, contract.keys, rows)
+    duplicated = _find_duplicates(source, contract, rows)
     with _writers(output) as (write_good, write_bad):
-        for frame in _frames(source, rows):
-            split = contracts.split_rows(contract, frame)
+        for frame, form in _frames(source, rows):
+            split = contracts.split_rows(contract, frame, source=form)
             good, bad = _set_duplicates_aside(split.good, split.bad, frame, contract.keys, duplicated)
             if len(good):
                 write_good(_predict(release, contract, good, scored_at))
@@ -202,23 +201,22 @@ def _find_done(release: Release, output: Path, fingerprint: str, rows: int | Non
     return replace(account, already_done=True)
 
 
-def _frames(source: Path, rows: int | None) -> Iterator[pd.DataFrame]:
+def _frames(source: Path, rows: int | None) -> Iterator[tuple[pd.DataFrame, contracts.Source]]:
     left = rows
     for batch in data.read_batches(source):
-        frame = batch.to_pandas() if left is None else batch.slice(0, left).to_pandas()
-        yield frame
+        frame, form = contracts.read_batch(batch if left is None else batch.slice(0, left))
+        yield frame, form
         if left is not None:
             left -= len(frame)
             if left <= 0:
                 return
 
 
-def _find_duplicates(source: Path, keys: tuple[str, ...], rows: int | None) -> pd.DataFrame:
+def _find_duplicates(source: Path, contract: contracts.Contract, rows: int | None) -> pd.DataFrame:
     """Return the keys that come more than once in the whole file; only the key columns are read for it."""
-    table = pa.Table.from_batches(list(data.read_batches(source, columns=list(keys)))).slice(0, rows)
-    counted = table.group_by(list(keys)).aggregate([([], "count_all")])
-    again: pd.DataFrame = counted.filter(pc.greater(counted["count_all"], 1)).select(list(keys)).to_pandas()
-    return again
+    table = pa.Table.from_batches(list(data.read_batches(source, columns=list(contract.keys)))).slice(0, rows)
+    keys = contracts.read_keys(contract, table)
+    return keys[keys.duplicated()].drop_duplicates()
 
 
 def _set_duplicates_aside(

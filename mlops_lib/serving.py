@@ -55,7 +55,7 @@ def create_app(release: Release) -> FastAPI:
     async def invocations(request: Request) -> Response:
         try:
             frame = read_payload(await request.body())
-            split = contracts.split_rows(contract, frame)
+            split = contracts.split_rows(contract, frame, source="json")
         except MlopsError as error:
             return JSONResponse({"error": str(error)}, status_code=400, headers=headers)
         if len(split.bad):

@@ -8,7 +8,6 @@ file and the notebooks; nothing else.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +143,8 @@ def adjust_contract(contract: Contract) -> Contract:
     contract = contract.replace_column("day_of_week", low=0.0, high=6.0)
     contract = contract.replace_column("forecast_humid", low=0.0, high=100.0)
     contract = contract.replace_column("forecast_precip", low=0.0, high=4.0)
-    return replace(contract, rules=("distance > 0", "scheduled_minutes > 0"))
+    contract = contract.replace_column("distance", scale_factor=1.5)  # kilometres are 1.6 miles
+    return contract.with_rule("distance > 0").with_rule("scheduled_minutes > 0")
 
 
 ARRIVALS = "data/arrivals/{period}.parquet"

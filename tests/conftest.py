@@ -49,10 +49,10 @@ def make_rows(n_rows: int, *, seed: int, start: int = 0) -> tuple[pd.DataFrame, 
     return arrivals, labels
 
 
-def make_model(C: float = 1.0) -> Pipeline:  # noqa: N803 - scikit-learn's letter
+def make_model(C: float = 1.0, *, features: tuple[str, ...] = FEATURES) -> Pipeline:  # noqa: N803 - scikit-learn's letter
     """Return an unfitted pipeline for the toy world."""
     columns = make_column_transformer(
-        (OneHotEncoder(handle_unknown="ignore"), ["color"]), (StandardScaler(), ["size", "weight"])
+        (OneHotEncoder(handle_unknown="ignore"), ["color"]), (StandardScaler(), list(features[1:]))
     )
     return make_pipeline(columns, LogisticRegression(C=C))
 
@@ -175,7 +175,7 @@ def register_model(project: Project, *, C: float = 1.0) -> registry.Version:  # 
     """Train on period p1, log and register; return the version."""
     rows = read_labelled(project, "p1")
     X, y = rows[list(project.features)], rows[project.target]
-    model = make_model(C).fit(X, y)
+    model = make_model(C, features=project.features).fit(X, y)
     contract = contracts.infer_contract(rows, features=project.features, keys=project.keys)
     profile = monitoring.build_profile(rows, columns=project.features)
     with tracking.start_run(project):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import click
 import mlflow
 import pytest
 from click.testing import CliRunner, Result
-from conftest import make_rows, read_labelled
+from conftest import make_rows, read_labelled, register_model
 
 from mlops_lib import cli, data, registry, scoring, tracking
 from mlops_lib import project as project_room
@@ -145,6 +146,8 @@ def test_the_loop_from_a_version_to_a_rollback(mlops: Mlops, project: Project) -
     [
         (["models", "--json"], 0),
         (["show", "1", "--json"], 0),
+        (["contract", "1", "--json"], 0),
+        (["contract", "1", "dev", "--json"], 0),
         (["history", "--json"], 0),
         (["promote", "1", "staging", "--force", "--reason", "test", "--json"], 0),
         (["score", "data/arrivals/p2.parquet", "out.parquet", "--version", "1", "--json"], 0),
@@ -159,6 +162,22 @@ def test_json_is_all_that_stdout_holds(mlops: Mlops, arguments: list[str], exit_
     result = mlops(*arguments)
     assert result.exit_code == exit_code, result.output
     assert json.loads(result.stdout, parse_constant=refuse)
+
+
+@pytest.mark.usefixtures("version")
+def test_contracts_are_shown_and_compared_and_a_breaking_one_is_exit_code_3(mlops: Mlops, project: Project) -> None:
+    register_model(replace(project, features=("color", "size")))
+    shown = mlops("contract", "dev")
+    assert shown.exit_code == 0, shown.output
+    assert "learnt from 1,000 rows; keys thing_id (integer); at most 5.0% bad rows" in shown.stdout
+    assert "3 known: blue, green, red" in mlops("contract", 1).stdout
+    looser = mlops("contract", 1, 2)
+    assert (looser.exit_code, looser.stdout.splitlines()[0]) == (0, "2 against 1: compatible")
+    breaking = mlops("contract", 2, 1)
+    assert (breaking.exit_code, breaking.stdout.splitlines()[0]) == (3, "1 against 2: breaking")
+    assert "the champion takes no such column" in breaking.stdout
+    assert json.loads(mlops("contract", 2, 1, "--json").stdout)["facts"]["compatibility"] == "breaking"
+    raise_for_error(mlops("contract", 9), 1, "no version '9'")
 
 
 def test_empty_lists_are_said_and_are_json(mlops: Mlops) -> None:

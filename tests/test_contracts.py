@@ -16,7 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_lib.contracts import Column, Contract, check_table, compare_contracts, infer_contract, split_rows
+from mlops_lib.contracts import (
+    Column,
+    Contract,
+    Rule,
+    Tally,
+    check_table,
+    compare_contracts,
+    infer_contract,
+    split_rows,
+)
 from mlops_lib.errors import (
     ContractColumnsError,
     ContractColumnUnknownError,
@@ -592,7 +601,7 @@ END = " No contract was made or changed."
     ("changes", "text"),
     [
         ({"kind": "float"}, "has kind='float', needs one of number, integer, boolean, string, datetime."),
-        ({"unseen": "drop"}, "has unseen='drop', needs warn or reject."),
+        ({"unseen": "drop"}, "has unseen='drop', needs one of warn, reject, stop."),
         ({"low": 9.0, "high": 3.0}, "has low=9.0, needs at most high=3.0."),
         ({"low": math.nan}, "has low=nan, needs at most high={high}."),
         ({"max_missing_share": 5}, "has max_missing_share=5, needs 0 to 1."),
@@ -637,6 +646,9 @@ def test_a_contract_that_contradicts_itself_is_refused():
         ("x + 1", "its value is not true or false"),
         ("x > 'a'", "between dtype=float64 and str"),
         ("x >", "invalid syntax"),
+        ("x * 'a' > 0", "it calculates with what is no number or time"),
+        ("[0] * 999999999 == x", "it calculates with what is no number or time"),
+        (" + ".join(["x"] * 200) + " > 0", "it is longer than 500 characters"),
     ],
 )
 def test_a_rule_that_is_no_plain_comparison_is_refused(rule, why, tmp_path, monkeypatch):
@@ -655,7 +667,198 @@ def test_a_contract_shows_itself_as_a_table(contract):
     assert "&lt;b&gt;" in shown
     assert "&lt;i&gt;" in shown
     assert "<b>" not in shown
-    assert "learnt from 200 rows; keys id; at most 5.0% bad rows" in contract._repr_html_()
+    assert "learnt from 200 rows; keys id (integer); at most 5.0% bad rows" in contract._repr_html_()
+
+
+# --- policies ----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_rule_only_warns_of_is_scored_and_counted(contract):
+    frame = make_train().assign(temp=lambda frame: frame["temp"].where(frame.index >= 30, 200.0))
+    loose = contract.with_policy("temp.range", "warn").replace_column("temp", scale=None)
+    split = split_rows(loose, frame)
+    assert split.bad.empty
+    assert split.report.passed
+    assert split.report.facts["warned_by_rule"] == {"temp.range": 30}
+    assert split_rows(contract, frame).report.facts["bad_by_rule"] == {"temp.range": 30}
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("temp.range", {"temp": 200.0}),
+        ("temp.null", {"temp": None}),
+        ("seats.kind", {"seats": 1.5}),
+        ("temp.finite", {"temp": math.inf}),
+        ("carrier.unseen", {"carrier": "ZZ"}),
+        ("id.null", {"id": None}),
+        ("id.duplicated", {"id": 1}),
+        ("id.kind", {"id": "x"}),
+        ("warm", {"temp": 1.0}),
+    ],
+)
+def test_one_row_that_breaks_a_rule_with_the_policy_stop_stops_its_batch(contract, rule, change):
+    ruled = contract.with_rule("temp > 5", name="warm")
+    frame = make_train().astype(object)
+    for name, value in change.items():
+        frame.loc[0, name] = value
+    assert split_rows(ruled, frame).report.passed
+    strict = ruled.with_policy(rule, "stop")
+    assert strict.policy(rule) == "stop"
+    split = split_rows(Contract.from_json(strict.to_json()), frame)
+    assert failed(split.report) == {rule: "one such row stops the batch"}
+    assert rule in split.bad["rule"].tolist()
+
+
+def test_shares_and_scales_that_only_warn_pass_and_say_so(contract):
+    frame = make_train().assign(gust=np.nan, carrier="ZZ", seats=lambda frame: frame["seats"] // 60)
+    names = ["gust.missing_share", "carrier.unseen_share", "seats.scale"]
+    assert sorted(failed(check_table(contract, frame))) == sorted(names)
+    for name in names:
+        contract = contract.with_policy(name, "warn")
+    report = check_table(contract, frame)
+    assert report.passed
+    warned = {row.name: row.reason for row in report.rows if row.reason.startswith("warning: ")}
+    assert sorted(warned) == sorted(names)
+
+
+def test_a_rule_with_a_share_stops_the_batch_above_it_whatever_becomes_of_the_rows(contract):
+    ruled = contract.with_rule("gust < 30", name="calm", policy="warn", max_share=0.1)
+    share = float((make_train()["gust"] >= 30).mean())
+    assert 0.05 < share < 0.5
+    report = check_table(ruled, make_train())
+    assert failed(report) == ({"calm.share": "not gust < 30"} if share > 0.1 else {})
+    assert failed(check_table(ruled, make_train().assign(gust=31.0)))["calm.share"] == "not gust < 30"
+    assert check_table(ruled.with_rule(ruled.rules[0], max_share=1.0), make_train()).passed
+
+
+def test_with_rule_adds_one_or_replaces_the_one_of_its_name(contract):
+    ruled = contract.with_rule("temp > 0", name="warm").with_rule(Rule("seats > 0"))
+    assert [str(rule) for rule in ruled.rules] == ["warm: temp > 0 (reject)", "seats > 0 (reject)"]
+    again = ruled.with_rule("temp > 5", name="warm", policy="stop", max_share=0.5)
+    assert [str(rule) for rule in again.rules] == [
+        "seats > 0 (reject)",
+        "warm: temp > 5 (stop, at most 0.5 of the rows)",
+    ]
+    assert contract.rules == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda c: c.with_policy("tmp.range", "warn"), "The contract has no rule 'tmp.range', needs id.null"),
+        (lambda c: c.with_policy("tmp.range", "warn"), "Did you mean 'temp.range'?"),
+        (lambda c: c.with_policy("temp.null", "warn"), "Rule 'temp.null' has policy 'warn', needs reject, stop."),
+        (lambda c: c.with_policy("temp.kind", "warn"), "Rule 'temp.kind' has policy 'warn', needs reject, stop."),
+        (lambda c: c.with_policy("temp.scale", "reject"), "Rule 'temp.scale' has policy 'reject', needs warn, stop."),
+        (
+            lambda c: c.with_rule("temp > 0", policy="drop"),
+            "Rule 'temp > 0' has policy='drop', needs warn, reject, stop.",
+        ),
+        (lambda c: c.with_rule("temp > 0", max_share=2), "Rule 'temp > 0' has max_share=2, needs 0 to 1, or None."),
+        (lambda c: c.with_rule("tmp > 0"), "Rule 'tmp > 0' cannot be used (it holds tmp)"),
+        (
+            lambda c: Contract(c.columns, rules=("temp > 0", Rule("seats > 0", name="temp > 0"))),
+            "The contract has two rules of one name in temp > 0, temp > 0, needs each once.",
+        ),
+        (
+            lambda c: Contract.from_dict({**c.to_dict(), "policies": {"temp.kind": "warn"}}),
+            "Rule 'temp.kind' has policy 'warn', needs reject, stop.",
+        ),
+    ],
+)
+def test_a_policy_that_a_rule_cannot_have_is_refused(contract, change, text):
+    with pytest.raises(ContractDefinitionError) as caught:
+        change(contract)
+    assert text in str(caught.value)
+    assert str(caught.value).endswith(END)
+
+
+def test_a_contract_of_an_earlier_release_is_still_read(contract):
+    old = contract.with_rule("temp > 0").to_dict()
+    old["rules"] = ["temp > 0"]
+    del old["key_kinds"], old["policies"]
+    read = Contract.from_dict(old)
+    assert read.rules == (Rule("temp > 0"),)
+    assert split_rows(read, make_train()).report.passed
+    assert (
+        compare_contracts(read, contract).facts["compatibility"] == "breaking"
+    )  # its keys may now be whole numbers only
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: c.with_policy("temp.range", "stop"), "temp.range stop, was reject"),
+        (lambda c: c.with_policy("carrier.unseen", "stop"), "stops unseen categories"),
+        (lambda c: c.with_rule("temp > 0", policy="stop"), "rule temp > 0 (stop), was temp > 0 (reject)"),
+        (lambda c: c.with_rule("temp > 0", max_share=0.1), "rule temp > 0 (reject, at most 0.1 of the rows)"),
+    ],
+)
+def test_a_harder_policy_is_stricter_and_a_softer_one_is_not(contract, change, reason):
+    old = contract.with_rule("temp > 0")
+    report = compare_contracts(old, change(old))
+    assert report.facts["compatibility"] == "stricter"
+    assert any(reason in row.reason for row in report.rows), str(report)
+    assert compare_contracts(change(old), old).facts["compatibility"] == "compatible"
+
+
+def test_keys_of_another_kind_are_breaking(contract):
+    texts = infer_contract(make_train().astype({"id": str}), features=FEATURES, keys=["id"])
+    report = compare_contracts(contract, texts)
+    assert failed(report) == {"keys": "id is a string, was an integer"}
+
+
+numbers = st.none() | st.integers(-3, 3).map(float)
+limits = st.sampled_from([None, -2.0, -1.0, 0.0, 1.0, 2.0])
+
+
+@st.composite
+def contracts_of_two_columns(draw):
+    """Return a contract of a number, a category, a key and perhaps a rule, drawn from a small world."""
+    low, high = sorted((draw(limits), draw(limits)), key=lambda end: (end is not None, end))
+    number = Column(
+        *("x", draw(st.sampled_from(["number", "number", "integer"])), draw(st.booleans())),
+        low=low if low is None or high is None or low <= high else None,
+        high=high,
+    )
+    known = draw(st.none() | st.sets(st.sampled_from("abc"), min_size=1).map(lambda found: tuple(sorted(found))))
+    text = Column(
+        *("s", "string", draw(st.booleans())), categories=known, unseen=draw(st.sampled_from(["warn", "reject"]))
+    )
+    made = Contract((number, text), keys=("id",), rules=draw(st.sampled_from([(), ("x < 2",), ("x < 2", "s != 'a'")])))
+    for rule in draw(st.sets(st.sampled_from(["x.range", "x.null"]))):
+        made = made.with_policy(rule, draw(st.sampled_from(["reject", "stop"])))
+    return made.with_policy("x.range", "warn") if draw(st.booleans()) else made
+
+
+@settings(max_examples=300, deadline=None)
+@given(contracts_of_two_columns(), contracts_of_two_columns(), st.lists(st.tuples(numbers, st.sampled_from("abcd"))))
+def test_what_is_good_under_a_contract_is_good_under_every_compatible_one(old, new, table):
+    assert Contract.from_json(new.to_json()) == new
+    frame = pd.DataFrame([(i, *row) for i, row in enumerate(table)], columns=["id", "x", "s"])
+    frame["x"] = frame["x"].astype("float64")
+    if compare_contracts(old, new).facts["compatibility"] == "compatible":
+        good = split_rows(old, frame).good.index
+        assert set(good) <= set(split_rows(new, frame).good.index)
+    assert compare_contracts(new, new).facts["compatibility"] == "compatible"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rows, max_size=12), st.integers(1, 12), st.booleans())
+def test_pieces_of_a_table_add_up_to_the_table(table, size, nullable):
+    columns = (
+        Column("number", "number", nullable, -5.0, 5.0, scale=1.0),
+        Column("string", "string", categories=("a",)),
+    )
+    strict = Contract(columns, rules=(Rule("number < 3", "small", "warn", 0.5),))
+    frame = pd.DataFrame(table, columns=COLUMNS, dtype=object)
+    pieces = [split_rows(strict, frame.iloc[at : at + size]) for at in range(0, len(frame), size)]
+    whole = split_rows(strict, frame)
+    assert sum((piece.tally for piece in pieces), Tally()).report(strict).rows == whole.report.rows
+    assert [i for piece in pieces for i in piece.good.index] == whole.good.index.tolist()
+    assert [reason for piece in pieces for reason in piece.bad["reason"]] == whole.bad["reason"].tolist()
+    assert pickle.loads(pickle.dumps(whole.tally)).report(strict).to_json() == whole.report.to_json()
 
 
 # --- pandera -----------------------------------------------------------------------------------------------------
@@ -751,7 +954,7 @@ def test_new_limits_where_there_were_none_are_stricter():
     assert compare_contracts(Contract((free,)), Contract((bound,))).rows[1].reason == "scale 0.4 to 10, was 0 to inf"
     ruled = Contract((free,), rules=("x > 0",), max_bad_share=0.01)
     report = compare_contracts(Contract((free,)), ruled)
-    assert report.rows[1].reason == "max_bad_share 0.01, was 0.05; rule x > 0 added"
+    assert report.rows[1].reason == "max_bad_share 0.01, was 0.05; rule x > 0 (reject) added"
     assert report.facts["compatibility"] == "stricter"
 
 

@@ -222,8 +222,18 @@ def test_csv_is_read_with_its_types_and_missing_values(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         ("", "Empty CSV file"),
-        ("id,size\n1,2\n3\n", "Expected 2 columns, got 1"),
-        ("id\n\xff\n", "column 'id' is not UTF-8"),
+        ("id,size\n1,2\n3\n", "row 3 has 1 fields, the header 2"),
+        ("id,size\n1,2\n3,4,5\n", "row 3 has 3 fields, the header 2"),
+        ("id,size\n1,2\n3,1,5\n", "a text that holds commas is written in quotes"),
+        ("id;size\n1;2,5\n", r"separated by ';' \(header 'id;size'\), not by commas"),
+        ("id\tsize\n1\t2\n", r"separated by '\\t' "),
+        ("id,\xff\n1,2\n", r"byte 0xff at position 3 \(line 1\) is not UTF-8"),
+        ("id,name\n1,a\n2,caf\xe9\n", r"byte 0xe9 at position 17 \(line 3\) is not UTF-8"),
+        ("id,name\n1,caf\xc3", r"byte 0xc3 at position 13 \(line 2\) is not UTF-8"),
+        ("i\0d\0,\0x\0\n\0", r"byte 0x00 at position 1 \(line 1\) is not UTF-8 text"),
+        ('id,name\n1,"a\n2,b\n3,c\n', "a quote is opened and never closed; the last one stands on line 2"),
+        ("PAR1\n", "it holds Parquet, though its name ends in .csv"),
+        ("id\n\xff\n", r"byte 0xff at position 3 \(line 2\) is not UTF-8"),
     ],
 )
 def test_a_csv_that_is_none_is_refused(tmp_path: Path, content: str, reason: str) -> None:
@@ -231,6 +241,41 @@ def test_a_csv_that_is_none_is_refused(tmp_path: Path, content: str, reason: str
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(TableFileError, match=reason):
         data.read_table(path)
+
+
+def test_bytes_that_are_not_utf_8_are_placed_beyond_the_first_block_too(tmp_path: Path) -> None:
+    path = tmp_path / "may.csv"
+    head = b"id,name\n" + b"1,\xc3\xa9\n" * 400_000  # blocks of 1 MiB end within a letter
+    path.write_bytes(head + b"2,\xe9\n")
+    with pytest.raises(TableFileError, match=rf"byte 0xe9 at position {len(head) + 2} \(line 400002\)"):
+        list(data.read_batches(path))
+
+
+def test_batches_of_a_csv_are_text_and_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "may.csv"
+    path.write_text('\ufeffid,name\n007,NA\n8,""\n,\nabc,"a, ""b""\nc"\n', encoding="utf-8")
+    (batch,) = data.read_batches(path)
+    assert batch.schema.metadata == {b"source": b"csv"}
+    assert batch.to_pylist() == [
+        {"id": "007", "name": "NA"},
+        {"id": "8", "name": ""},
+        {"id": None, "name": None},
+        {"id": "abc", "name": 'a, "b"\nc'},
+    ]
+    assert next(data.read_batches(path, columns=["name"])).schema.names == ["name"]
+
+
+def test_the_types_of_a_csv_that_is_read_whole_come_from_all_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "may.csv"
+    rows = "".join(f"{i},{i},{i}\n" for i in range(200_000))  # more than one block
+    path.write_text(f"id,size,name\n{rows}5,1.5,abc\n")
+    assert data.read_table(path).dtypes.astype(str).tolist() == ["int64", "float64", "str"]
+    path.write_text("a,b,c,d\n007,NA,true,NA\n8,1.5,false,x\n")
+    frame = data.read_table(path)
+    assert frame["a"].tolist() == ["007", "8"]
+    assert frame["b"].isna().tolist() == [True, False]
+    assert frame["c"].tolist() == [True, False]
+    assert frame["d"].tolist() == ["NA", "x"]
 
 
 def test_batches_keep_order_and_size(path: Path) -> None:

@@ -338,6 +338,11 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "max_bad_share is 2, needs a number from 0 to 1. No contract was made or changed.",
     ),
     (
+        errors.NoContractError("toy", 3),
+        "Version 3 of 'toy' has no contract beside its model. Train again with tracking.log_model(…, "
+        "contract=infer_contract(…).to_dict()), as 02_train does. Nothing was changed.",
+    ),
+    (
         errors.WarmKernelError("the server did not answer"),
         "No warm kernel: the server did not answer.",
     ),

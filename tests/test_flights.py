@@ -110,14 +110,63 @@ def test_a_month_never_ingested_is_named_with_those_that_are(flights: ModuleType
         flights.project.path("arrivals", "2014-01")
 
 
-def test_the_contract_of_the_winter_takes_the_summer_and_no_other_units(flights: ModuleType) -> None:
+@pytest.fixture(scope="module")
+def winter(flights: ModuleType) -> contracts.Contract:
+    """Return the project's contract, learnt from January to March as 02_train does."""
     project = flights.project
-    winter = data.read_table(project.paths("arrivals", "2013-01", "2013-03"))
-    contract = project.contract(contracts.infer_contract(winter, features=project.features, keys=project.keys))
-    july = data.read_table(project.path("arrivals", "2013-07"))
-    assert contracts.check_table(contract, july).passed
-    in_kilometres = july.assign(distance=july["distance"] * 10)
-    assert not contracts.check_table(contract, in_kilometres).passed
+    rows = data.read_table(project.paths("arrivals", "2013-01", "2013-03"))
+    found: contracts.Contract = project.contract(
+        contracts.infer_contract(rows, features=project.features, keys=project.keys)
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def may(flights: ModuleType) -> pd.DataFrame:
+    return data.read_table(flights.project.path("arrivals", "2013-05"))
+
+
+@pytest.mark.parametrize("month", [f"2013-{month:02}" for month in range(4, 13)])
+def test_the_contract_of_the_winter_takes_every_other_month(
+    flights: ModuleType, winter: contracts.Contract, month: str
+) -> None:
+    report = contracts.check_table(winter, data.read_table(flights.project.path("arrivals", month)))
+    assert report.passed, str(report)
+
+
+NUMERIC = load_project(ROOT / "notebooks" / "project.py").features[3:]
+
+
+@pytest.mark.parametrize("factor", [10, 1 / 1000])
+@pytest.mark.parametrize("name", NUMERIC)
+def test_another_unit_in_any_column_of_may_is_caught_by_its_scale(
+    winter: contracts.Contract, may: pd.DataFrame, name: str, factor: float
+) -> None:
+    """All 13 columns, both factors. Rain is mostly none: its scale is that of the wet hours."""
+    report = contracts.check_table(winter, may.assign(**{name: may[name] * factor}))
+    assert f"{name}.scale" in {row.name for row in report.failures}, str(report)
+
+
+def test_what_scale_cannot_tell_is_said(winter: contracts.Contract, may: pd.DataFrame) -> None:
+    dry = may[may["forecast_precip"] == 0].head(1000)
+    report = contracts.check_table(winter, dry.assign(forecast_precip=dry["forecast_precip"] * 10))
+    rain = next(row for row in report.rows if row.name == "forecast_precip.scale")
+    assert (rain.status, rain.reason) == ("not_applicable", "fewer than 30 nonzero values")
+
+
+def test_kilometres_for_miles_are_caught_because_the_project_says_how_much_distances_vary(
+    winter: contracts.Contract, may: pd.DataFrame
+) -> None:
+    kilometres = may.assign(distance=may["distance"] * 1.609)
+    report = contracts.check_table(winter, kilometres)
+    assert [row.name for row in report.failures] == ["distance.scale"]
+    assert contracts.check_table(winter.replace_column("distance", scale_factor=5.0), kilometres).passed
+
+
+def test_a_month_in_pieces_is_judged_as_a_whole(winter: contracts.Contract, may: pd.DataFrame) -> None:
+    pieces = [contracts.split_rows(winter, may.iloc[at : at + 7000]).tally for at in range(0, len(may), 7000)]
+    whole = contracts.check_table(winter, may)
+    assert sum(pieces, contracts.Tally()).report(winter).to_json() == whole.to_json()
 
 
 def test_the_project_file_is_the_one_that_the_command_line_finds() -> None:

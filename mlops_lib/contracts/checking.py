@@ -1,0 +1,432 @@
+"""Hold a batch to its contract: good rows, bad rows with their reasons, and what the batch as a whole shows.
+
+What batches show adds up: the sum of their tallies is the tally of the table, however it was cut, so that a table that
+is streamed, or split among executors, gets the report that it would get whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import reprlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from mlops_lib.contracts.contract import Column, Contract
+from mlops_lib.contracts.reading import Cells, Mask, Source, describe_kind, read_cells
+from mlops_lib.contracts.rules import find_broken
+from mlops_lib.errors import ContractColumnsError, listed
+from mlops_lib.report import Report, Row, Status
+
+Sizes = npt.NDArray[np.int64]
+
+_SCALE_QUANTILE = 0.9  # the upper decile of |x| moves far less with the season than the median, near zero above all
+_SCALE_MIN_VALUES = 30  # fewer nonzero values say nothing about units
+_SIZE_SHIFT = 47  # keeps 11 bits of exponent and 5 of mantissa: sizes are counted in steps of 3 %
+_N_EXAMPLES = 5
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """A batch taken apart; ``len(good) + len(bad) == n_rows``, both with the index that the rows came with.
+
+    Parameters
+    ----------
+    good : DataFrame
+        Keys, in their kinds where the contract knows them, then features in the contract's order and types.
+    bad : DataFrame
+        The rows exactly as they came, with ``rule`` (the first one broken: of the keys, the columns in order, the
+        rules) and ``reason`` (all of them).
+    tally : Tally
+        What the batch adds to its table.
+    contract : Contract
+    """
+
+    good: pd.DataFrame
+    bad: pd.DataFrame
+    tally: Tally
+    contract: Contract
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in the batch."""
+        return self.tally.n_rows
+
+    @functools.cached_property
+    def report(self) -> Report:
+        """What :func:`check_table` says of the batch."""
+        return self.tally.report(self.contract)
+
+
+@dataclass(frozen=True)
+class _Violation:
+    rule: str
+    mask: Mask
+    text: str
+    values: pd.Series[Any] | pd.DataFrame | None = None
+
+    def describe(self, position: int) -> str:
+        """Tell what is wrong with one row, its value first where there is one."""
+        if self.values is None:
+            return self.text
+        try:
+            value: Any = self.values.iloc[position]
+        except (OverflowError, ValueError):  # a time that Arrow can hold and Python cannot
+            return f"{self.rule.rpartition('.')[0]} is out of bounds, {self.text}"
+        items = value.tolist() if isinstance(self.values, pd.DataFrame) else [value]
+        shown = ", ".join(reprlib.repr(item.item() if isinstance(item, np.generic) else item) for item in items)
+        return f"{self.rule.rpartition('.')[0]} is {shown}, {self.text}"
+
+
+def split_batch(contract: Contract, batch: pa.RecordBatch | pa.Table) -> Split:
+    """Split an Arrow batch as :func:`split_rows` does, without the losses of a conversion to plain pandas.
+
+    Batches that ``data.read_batches`` made of a CSV say so in their metadata, and are read as text.
+    """
+    frame, source = read_batch(batch)
+    return split_rows(contract, frame, source=source)
+
+
+def read_batch(batch: pa.RecordBatch | pa.Table) -> tuple[pd.DataFrame, Source]:
+    """Return an Arrow batch as the DataFrame and source that :func:`split_rows` takes, its types kept."""
+    source: Source = "csv" if (batch.schema.metadata or {}).get(b"source") == b"csv" else "table"
+    return batch.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True), source
+
+
+def split_rows(contract: Contract, frame: pd.DataFrame, *, source: Source = "table") -> Split:
+    """Split a batch into rows that can be scored and rows set aside with their reasons.
+
+    Parameters
+    ----------
+    contract : Contract
+    frame : DataFrame
+        Keys and features in any order and of any type; other columns are ignored.
+    source : {"table", "csv", "json"}
+        What a value's type says: all there is; nothing, since all are text; all but times, which are ISO 8601 text.
+
+    Raises
+    ------
+    ContractColumnsError
+        A column is missing or there twice: no row can be judged.
+    """
+    raise_for_columns((*contract.keys, *contract.features), frame)
+    cells = {column.name: read_cells(frame[column.name], column.kind, source) for column in contract.columns}
+    keys = read_key_cells(contract, frame, source)
+    found = _find_violations(contract, frame, cells, keys, source)
+    violations = [violation for violation in found if contract.policy(violation.rule) != "warn"]
+    keep = np.ones(len(frame), dtype=bool)
+    rules: dict[int, str] = {}
+    reasons: dict[int, list[str]] = {}
+    for violation in violations:
+        keep &= ~violation.mask
+        for position in np.flatnonzero(violation.mask).tolist():
+            rules.setdefault(position, violation.rule)
+            reasons.setdefault(position, []).append(violation.describe(position))
+    at = np.flatnonzero(~keep).tolist()
+    bad = frame.iloc[at].assign(
+        rule=pd.Series([rules[position] for position in at], dtype="str").array,
+        reason=pd.Series(["; ".join(reasons[position]) for position in at], dtype="str").array,
+    )
+    good = _build_good(contract, frame, cells, keys, keep)
+    return Split(good, bad, _tally(contract, frame, cells, found, len(bad)), contract)
+
+
+def read_key_cells(contract: Contract, frame: pd.DataFrame, source: Source = "table") -> dict[str, Cells]:
+    """Read the keys whose kinds the contract knows."""
+    kinds = {key: contract.key_kinds[key] for key in contract.keys if key in contract.key_kinds}
+    return {key: read_cells(frame[key], kind, source) for key, kind in kinds.items()}
+
+
+def read_keys(contract: Contract, batch: pa.RecordBatch | pa.Table) -> pd.DataFrame:
+    """Return the sound keys of an Arrow batch, as they stand in :attr:`Split.good`: to look for the same key twice."""
+    frame, source = read_batch(batch)
+    cells = read_key_cells(contract, frame, source)
+    lost = np.any([frame[key].isna().to_numpy() for key in contract.keys], axis=0)
+    for found in cells.values():
+        lost |= found.null | found.bad
+    return _build_good(contract, frame, {}, cells, ~lost)
+
+
+def _find_violations(
+    contract: Contract, frame: pd.DataFrame, cells: Mapping[str, Cells], keys: Mapping[str, Cells], source: Source
+) -> list[_Violation]:
+    found = list(find_key_violations(contract, frame, keys, source))
+    if source == "csv" and (header := _find_header(frame)).any():
+        found.insert(0, _Violation("header.repeated", header, "the header stands here again"))
+    for column in contract.columns:
+        found += _column_violations(column, frame[column.name], cells[column.name], source)
+    found += [_Violation(rule.name, find_broken(rule, cells), f"not {rule.expression}") for rule in contract.rules]
+    return [violation for violation in found if violation.mask.any()]
+
+
+def _find_header(frame: pd.DataFrame) -> Mask:
+    """Find the rows in which every value is the name of its column."""
+    same = np.ones(len(frame), dtype=bool)
+    for name in frame.columns:
+        if same.any():
+            same &= (frame[name] == name).to_numpy(dtype=bool, na_value=False)
+    return same
+
+
+def find_key_violations(
+    contract: Contract, frame: pd.DataFrame, cells: Mapping[str, Cells], source: Source = "table"
+) -> Iterator[_Violation]:
+    """Yield null keys, keys of another kind, and keys that come more than once in these rows."""
+    keys = list(contract.keys)
+    if not keys:
+        return
+    name, table = ", ".join(keys), frame[keys]
+    null = np.any(table.isna().to_numpy(), axis=1)
+    for found in cells.values():
+        null |= found.null
+    yield _Violation(f"{name}.null", null, "needs a value", table)
+    sound = ~null
+    for key, found in cells.items():
+        needs = f"needs {describe_kind(contract.key_kinds[key], source)}"
+        yield _Violation(f"{key}.kind", found.bad, needs, frame[key])
+        sound &= ~found.bad
+    values = pd.DataFrame({key: cells[key].values if key in cells else frame[key].array for key in keys})
+    duplicated = np.zeros(len(frame), dtype=bool)
+    duplicated[sound] = _find_duplicated(values if sound.all() else values[sound])
+    yield _Violation(f"{name}.duplicated", duplicated, "needs to be the only one", table)
+
+
+def _find_duplicated(table: pd.DataFrame) -> Mask:
+    try:
+        return table.duplicated(keep=False).to_numpy()
+    except (TypeError, NotImplementedError):  # a list or a dict where a key should be
+        return table.map(repr).duplicated(keep=False).to_numpy()
+
+
+def _column_violations(column: Column, series: pd.Series[Any], cells: Cells, source: Source) -> Iterator[_Violation]:
+    name, known = column.name, ~(cells.null | cells.bad)
+    if not column.nullable:
+        article = "an" if column.kind == "integer" else "a"
+        yield _Violation(f"{name}.null", cells.null, f"{name} is null, needs {article} {column.kind}")
+    yield _Violation(f"{name}.kind", cells.bad, f"needs {describe_kind(column.kind, source)}", series)
+    if column.kind == "number":
+        yield _Violation(f"{name}.finite", np.isinf(cells.values), "needs a finite number", series)
+    if column.kind in ("number", "integer"):
+        low, high = column.ends
+        outside = known & np.isfinite(cells.values) & ((cells.values < low) | (cells.values > high))
+        yield _Violation(f"{name}.range", outside, f"needs {column.range}", series)
+    if column.categories is not None:
+        needs = f"needs one of {listed(column.categories, limit=5)}"
+        yield _Violation(f"{name}.unseen", _find_unseen(column.categories, cells), needs, series)
+
+
+def _find_unseen(categories: Sequence[str], cells: Cells) -> Mask:
+    return ~(np.asarray(cells.values.isin(list(categories))) | cells.null | cells.bad)
+
+
+def _build_good(
+    contract: Contract, frame: pd.DataFrame, cells: Mapping[str, Cells], keys: Mapping[str, Cells], keep: Mask
+) -> pd.DataFrame:
+    """Return the rows to keep, in the contract's types."""
+    everything = bool(keep.all())
+    found = {**{key: frame[key].array for key in contract.keys}, **{key: read.values for key, read in keys.items()}}
+    data: dict[str, Any] = {key: values if everything else values[keep] for key, values in found.items()}
+    nullable = {"integer": pd.arrays.IntegerArray, "boolean": pd.arrays.BooleanArray}
+    for column in contract.columns if cells else ():
+        read = cells[column.name]
+        values = read.values if everything else read.values[keep]
+        if column.nullable and column.kind in nullable:
+            values = nullable[column.kind](values, read.null[keep])
+        data[column.name] = values
+    return pd.DataFrame(data, index=frame.index[keep])
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """What rows show together; tallies of batches add up to that of their table.
+
+    Parameters
+    ----------
+    n_rows, n_bad : int
+    broken : Counter
+        Rows that broke each rule, those that it only warns of included.
+    wrong, missing, unseen : Counter
+        Values of each column that are not of its kind, null, or in no known category.
+    examples : dict of str to tuple of str
+        Some unseen categories of each column, in order.
+    sizes : dict of str to ndarray
+        How many values of each number there are of each size.
+    extra : tuple of str
+        Columns that the contract does not know.
+    """
+
+    n_rows: int = 0
+    n_bad: int = 0
+    broken: Counter[str] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
+    unseen: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: dict[str, Sizes] = field(default_factory=dict)
+    extra: tuple[str, ...] = ()
+
+    def __add__(self, other: Tally) -> Tally:
+        """Return the tally of both batches."""
+        names = {*self.examples, *other.examples}
+        seen = {name: {*self.examples.get(name, ()), *other.examples.get(name, ())} for name in names}
+        return Tally(
+            self.n_rows + other.n_rows,
+            self.n_bad + other.n_bad,
+            self.broken + other.broken,
+            self.wrong + other.wrong,
+            self.missing + other.missing,
+            self.unseen + other.unseen,
+            examples={name: tuple(sorted(found)[:_N_EXAMPLES]) for name, found in seen.items()},
+            sizes={name: _sum_sizes(self.sizes, other.sizes, name) for name in {**self.sizes, **other.sizes}},
+            extra=tuple(dict.fromkeys((*self.extra, *other.extra))),
+        )
+
+    def report(self, contract: Contract) -> Report:
+        """Judge the rows together. What the contract only warns of has passed, with a reason."""
+        n_columns = len({*contract.keys, *contract.features})
+        columns = Row("columns", n_columns, f"{n_columns}, each once", "passed")
+        facts = {"contract": contract.digest, "n_rows": self.n_rows, "extra_columns": list(self.extra)}
+        if not self.n_rows:
+            return Report("Contract", (columns, Row("rows", 0, ">= 1", "failed", "the table is empty")), facts)
+        policies = {rule: contract.policy(rule) for rule in self.broken}
+        most = sorted(self.broken, key=lambda rule: (-self.broken[rule], rule))
+        counts = {rule: self.broken[rule] for rule in most if policies[rule] != "warn"}
+        warned = {rule: self.broken[rule] for rule in most if policies[rule] == "warn"}
+        reason = f"{self.n_bad} of {self.n_rows} rows: {listed((f'{r} {n}' for r, n in counts.items()), limit=5)}"
+        rows = [columns, _share_row("bad_rows", self.n_bad / self.n_rows, contract.max_bad_share, reason)]
+        rows += [
+            Row(rule, count, "0 rows", "failed", "one such row stops the batch")
+            for rule, count in counts.items()
+            if policies[rule] == "stop"
+        ]
+        for rule in contract.rules:
+            if rule.max_share is not None:
+                share = self.broken[rule.name] / self.n_rows
+                rows.append(_share_row(f"{rule.name}.share", share, rule.max_share, f"not {rule.expression}"))
+        for column in contract.columns:
+            rows += self._column_rows(contract, column)
+        facts |= {"n_bad": self.n_bad, "bad_by_rule": counts, "warned_by_rule": warned}
+        return Report("Contract", tuple(rows), facts)
+
+    def _column_rows(self, contract: Contract, column: Column) -> Iterator[Row]:
+        name = column.name
+        kind = "an integer" if column.kind == "integer" else f"a {column.kind}"
+        wrong, missing, unseen = (count[name] / self.n_rows for count in (self.wrong, self.missing, self.unseen))
+        yield _share_row(f"{name}.kind", wrong, contract.max_bad_share, f"values that are not {kind}")
+        yield _soften(contract, _share_row(f"{name}.missing_share", missing, column.max_missing_share, "nulls"))
+        if column.categories is not None:
+            reason = f"such as {listed(self.examples.get(name, ()))}"
+            yield _soften(contract, _share_row(f"{name}.unseen_share", unseen, column.max_unseen_share, reason))
+        if column.scale is not None:
+            yield _soften(contract, _scale_row(column, column.scale, compute_scale(self.sizes[name])))
+
+
+def check_table(contract: Contract, frame: pd.DataFrame) -> Report:
+    """Check a batch as a whole: columns, kinds, missing and unseen shares, scale, share of bad rows."""
+    try:
+        raise_for_columns((*contract.keys, *contract.features), frame)
+    except ContractColumnsError as error:
+        n_expected = len(error.expected)
+        faults = [f"missing: {listed(error.missing)}"] if error.missing else []
+        faults += [f"more than once: {listed(error.duplicated)}"] if error.duplicated else []
+        found = n_expected - len(error.missing)
+        row = Row("columns", found, f"{n_expected}, each once", "failed", "; ".join(faults))
+        facts = {"contract": contract.digest, "n_rows": len(frame), "extra_columns": _extra_columns(contract, frame)}
+        return Report("Contract", (row,), facts)
+    return split_rows(contract, frame).report
+
+
+def raise_for_columns(expected: Iterable[str], frame: pd.DataFrame) -> None:
+    """Raise ``ContractColumnsError`` unless each expected column is there once."""
+    names, have = tuple(dict.fromkeys(expected)), frame.columns.tolist()
+    missing = tuple(name for name in names if name not in have)
+    duplicated = tuple(name for name in names if have.count(name) > 1)
+    if missing or duplicated:
+        raise ContractColumnsError(missing, duplicated, names)
+
+
+def _extra_columns(contract: Contract, frame: pd.DataFrame) -> list[str]:
+    return [str(name) for name in frame.columns if name not in (*contract.keys, *contract.features)]
+
+
+def _tally(
+    contract: Contract, frame: pd.DataFrame, cells: Mapping[str, Cells], found: Sequence[_Violation], n_bad: int
+) -> Tally:
+    tally = Tally(len(frame), n_bad, extra=tuple(_extra_columns(contract, frame)))
+    for violation in found:
+        tally.broken[violation.rule] = int(violation.mask.sum())
+    for column in contract.columns:
+        name, read = column.name, cells[column.name]
+        tally.wrong[name], tally.missing[name] = int(read.bad.sum()), int(read.null.sum())
+        if column.scale is not None:
+            tally.sizes[name] = count_sizes(read)
+        unseen = next((violation.mask for violation in found if violation.rule == f"{name}.unseen"), None)
+        if unseen is not None:
+            tally.unseen[name] = int(unseen.sum())
+            tally.examples[name] = tuple(sorted(set(read.values[unseen]))[:_N_EXAMPLES])
+    return tally
+
+
+def _share_row(name: str, share: float, limit: float, reason: str) -> Row:
+    failed = share > limit
+    return Row(name, share, f"<= {limit:.4g}", "failed" if failed else "passed", reason if failed else "")
+
+
+def _soften(contract: Contract, row: Row) -> Row:
+    """Let a failed check pass with a warning where the contract says so."""
+    if row.status != "failed" or contract.policy(row.name) != "warn":
+        return row
+    return Row(row.name, row.value, row.limit, "passed", f"warning: {row.reason}")
+
+
+# --- scale ---------------------------------------------------------------------------------------------------------
+
+
+def _scale_row(column: Column, learnt: float, scale: float | None) -> Row:
+    name, limit = f"{column.name}.scale", f"{1 / column.scale_factor:.4g} to {column.scale_factor:.4g}"
+    if scale is None:
+        return Row(name, None, limit, "not_applicable", f"fewer than {_SCALE_MIN_VALUES} nonzero values")
+    ratio = scale / learnt
+    status: Status = "passed" if 1 / column.scale_factor <= ratio <= column.scale_factor else "failed"
+    reason = f"large values are about {scale:.4g}, were {learnt:.4g} in training: have the units changed?"
+    return Row(name, ratio, limit, status, reason if status == "failed" else "")
+
+
+def count_sizes(cells: Cells) -> Sizes:
+    """Count the nonzero finite values of each size; a size is the first bits of the absolute value as float64."""
+    sizes = np.abs(cells.values.astype("float64"))
+    sizes = sizes[(sizes > 0) & (sizes < math.inf) & ~cells.null & ~cells.bad]
+    return np.bincount((sizes.view("int64") >> _SIZE_SHIFT).astype("intp"))
+
+
+def _sum_sizes(one: Mapping[str, Sizes], other: Mapping[str, Sizes], name: str) -> Sizes:
+    short, long = sorted((one.get(name, _NO_SIZES), other.get(name, _NO_SIZES)), key=len)
+    total = long.copy()
+    total[: len(short)] += short
+    return total
+
+
+_NO_SIZES: Sizes = np.zeros(0, dtype="int64")
+
+
+def compute_scale(sizes: Sizes) -> float | None:
+    """Return the upper decile of the nonzero finite absolute values, to 3 %, or None for too few of them."""
+    total = int(sizes.sum())
+    if total < _SCALE_MIN_VALUES:
+        return None
+    at = int(np.searchsorted(np.cumsum(sizes), int(_SCALE_QUANTILE * (total - 1)), side="right"))
+    # Of the smallest numbers, too small for a full mantissa, the first bits may all be zero.
+    return float(np.array([at << _SIZE_SHIFT], dtype="int64").view("float64")[0]) or math.ulp(0.0)
