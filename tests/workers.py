@@ -12,6 +12,8 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from typing import Any
 
+from mlflow.tracking import MlflowClient
+
 from mlops_lib import registry, store
 from mlops_lib.project import Project
 
@@ -51,6 +53,11 @@ def _answer(
 def use_store(uri: str) -> int:
     """Connect and count experiments, as a first command does."""
     return len(store.connect(uri).search_experiments())
+
+
+def use_plain_store(uri: str) -> int:
+    """Do the same with MLflow alone."""
+    return len(MlflowClient(uri, uri).search_experiments())
 
 
 def promote(project: Project, version: int, stage: str) -> registry.Entry:
