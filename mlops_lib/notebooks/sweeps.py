@@ -31,17 +31,14 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from mlops_lib import data, tracking
+from mlops_lib import data, liveness, tracking
 from mlops_lib.errors import NotebookStoppedError, SweepGridError, SweepRunningError
 from mlops_lib.notebooks import cache
 from mlops_lib.notebooks.run import (
-    RUNNER_TAG,
     NotebookRun,
     _Execution,
     _kernel_of,
-    close_run,
     connect,
-    describe_runner,
     execute,
     find_notebook,
     read_notebook,
@@ -235,17 +232,19 @@ def sweep(
         run_id = _open_parent(project, client, experiment_id, parent, path=path, key=key, trials=trials)
         status = "KILLED"
         try:
-            for n_ended in _run(missing, source, run_id, kernel_name=kernel_name, n_jobs=n_jobs, fail_fast=fail_fast):
-                if progress:
-                    text = summarize(run_id).best
-                    n_failed = sum(trial.error is not None for trial in trials)
-                    n_done = len(trials) - len(missing) + n_ended
-                    progress(n_done, len(trials), f"{text}, {n_failed} failed" if n_failed else text)
+            trying = _run(missing, source, run_id, kernel_name=kernel_name, n_jobs=n_jobs, fail_fast=fail_fast)
+            with liveness.heartbeat(client, run_id):  # each trial has its own, and is stopped with it
+                for n_ended in trying:
+                    if progress:
+                        text = summarize(run_id).best
+                        n_failed = sum(trial.error is not None for trial in trials)
+                        n_done = len(trials) - len(missing) + n_ended
+                        progress(n_done, len(trials), f"{text}, {n_failed} failed" if n_failed else text)
             found = summarize(run_id, sum(trial.status != "CANCELLED" for trial in missing))
             _log_results(client, found)
             status = "FINISHED" if found.passed else "FAILED"
         finally:
-            close_run(client, run_id, status)
+            liveness.close_run(client, run_id, status)
     return found
 
 
@@ -403,7 +402,7 @@ def _open_parent(
     trials: Sequence[_Trial],
 ) -> str:
     """Open the parent run, or open an unfinished one again."""
-    runner = {RUNNER_TAG: describe_runner("running")}
+    runner = liveness.open_tags()
     if parent:
         run_id = str(parent.info.run_id)
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in runner.items()])
