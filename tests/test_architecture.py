@@ -20,7 +20,7 @@ RANKS = {
     ),
     **dict.fromkeys(("tracking", "registry"), 3),
     **dict.fromkeys(("gates", "notebooks", "scoring", "serving"), 4),
-    **dict.fromkeys(("comparison", "operate"), 5),
+    **dict.fromkeys(("comparison", "operate", "verify"), 5),
     "cli": 6,
 }
 # Rooms that read the environment, each with its reason.
