@@ -616,6 +616,32 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     ctx.exit(0 if report.passed else NO)
 
 
+@main.command()
+@click.argument("version", required=False)
+@click.option(
+    "--all", "everything", is_flag=True, help="Compare the files of every version, not only of those in stages."
+)
+@click.option("--repair", is_flag=True, help="Set right what can be without loss: aliases, dead runs, PENDING models.")
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, version: str | None, everything: bool, repair: bool, as_json: bool) -> None:
+    """Check database, ledger, aliases, model files and runs: is all as it was written? Exit 3 if something is not.
+
+    Example: mlops verify --all
+    """
+    from mlops_lib import verify as room
+
+    if version is not None and everything:
+        raise click.UsageError("name a version or --all, not both")
+    project = _project(ctx)
+    done = room.repair_store(project) if repair else ()
+    report = room.check_store(project, version, everything=everything)
+    _print(
+        as_json, {**report.to_dict(), "repaired": done}, lambda: [*(f"repaired: {text}" for text in done), str(report)]
+    )
+    ctx.exit(0 if report.passed else NO)
+
+
 @main.group(cls=Commands)
 def kernels() -> None:
     """Warm kernels: notebooks whose heavy imports are already done.

@@ -10,6 +10,7 @@ There is no stage 'prd'. The project declares dev, staging, prod. Did you mean '
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -243,10 +244,12 @@ class StoreBrokenError(MlopsError, RuntimeError):
     reason: str
 
     def __str__(self) -> str:
-        """Say how to go on."""
+        """Give the command that moves it out of the way."""
+        path = self.uri.removeprefix("sqlite:///")
         return (
             f"The MLflow store '{self.uri}' cannot be used: {self.reason}. Restore it from a backup, or move it away: "
-            "the next command then makes a fresh one. Nothing was changed."
+            f"after `mv {shlex.quote(path)} {shlex.quote(path)}.broken` the next command makes a fresh one. "
+            "Nothing was changed."
         )
 
 

@@ -10,6 +10,8 @@ that was never ingested, with the list of what exists.
 
 from __future__ import annotations
 
+import configparser
+import contextlib
 import getpass
 import importlib.util
 import os
@@ -202,8 +204,9 @@ def find_project_file(file: str | Path | None = None) -> Path:
 def load_project(file: str | Path | None = None) -> Project:
     """Import the project file and complete its project from the environment.
 
-    ``MLFLOW_TRACKING_URI`` names the store (default: ``sqlite:///<root>/mlflow.db``), ``MLOPS_ACTOR`` or the login name
-    says who acts, ``MLOPS_OUTPUTS`` is a folder for predictions and executed notebooks (default: the root),
+    ``MLFLOW_TRACKING_URI`` names the store (default: ``sqlite:///<root>/mlflow.db``). On a server, who acts is the user
+    that it knows (``MLFLOW_TRACKING_USERNAME`` or ``~/.mlflow/credentials``), elsewhere ``MLOPS_ACTOR`` or the login
+    name. ``MLOPS_OUTPUTS`` is a folder for predictions and executed notebooks (default: the root),
     ``MLFLOW_RUN_ID`` is the run that a runner has opened for this process, and ``MLOPS_NOTEBOOK`` or
     JupyterLab's ``JPY_SESSION_NAME`` the notebook that it executes.
 
@@ -225,16 +228,29 @@ def load_project(file: str | Path | None = None) -> Project:
     project = getattr(module, "project", None)
     if not isinstance(project, Project):
         raise ProjectFileError(path, "it defines no `project`" if project is None else "`project` is not a Project")
+    uri = _tracking_uri(project.root)
     return replace(
         project,
         file=path,
-        tracking_uri=_tracking_uri(project.root),
-        actor=os.environ.get("MLOPS_ACTOR") or _login_name(),
+        tracking_uri=uri,
+        actor=_account_name(uri) or os.environ.get("MLOPS_ACTOR") or _login_name(),
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
         notebook=os.environ.get("MLOPS_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME") or None,
         outputs=Path(os.environ["MLOPS_OUTPUTS"]).resolve() if os.environ.get("MLOPS_OUTPUTS") else None,
         environ=dict(os.environ),
     )
+
+
+def _account_name(uri: str) -> str | None:
+    """Return the name that MLflow's client gives to a server: nobody moves anything under another one."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return None
+    stored = configparser.ConfigParser(interpolation=None)
+    with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):
+        stored.read(Path("~/.mlflow/credentials").expanduser(), encoding="utf-8")
+    named = stored.get("mlflow", "mlflow_tracking_username", fallback=None)
+    return os.environ.get("MLFLOW_TRACKING_USERNAME") or named or parts.username
 
 
 def _login_name() -> str:

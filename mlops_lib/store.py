@@ -16,7 +16,9 @@ import logging
 import os
 import socket
 import sqlite3
+import sys
 from collections.abc import Iterator
+from functools import cache as once
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,12 +30,13 @@ from mlflow.environment_variables import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy import NullPool, create_engine
+from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlops_lib.errors import StoreBrokenError, StoreReadOnlyError, StoreUnreachableError
 
 CONNECT_TIMEOUT_S = 5.0
+BUILDING_LOCK = 0x6D6C6F7073  # key of the advisory lock, per database; "mlops" in ASCII
 # Databases that this process has looked at: a file is told by its URI and inode, so one that was replaced is looked at.
 _seen: set[tuple[str, int]] = set()
 
@@ -63,17 +66,16 @@ def connect(uri: str) -> MlflowClient:
             _raise_for_sqlite(path, uri)
     elif urlsplit(uri).scheme in ("http", "https"):
         _raise_for_server(uri)
-    elif mark not in _seen:
-        _raise_for_database(uri)
     quiet_mlflow()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     with explained(uri):
-        client = MlflowClient(uri, uri)
         if mark not in _seen:
-            client.search_experiments(max_results=1)  # asks for nothing that a user of a shared server may not see
-    _seen.add(mark)
-    return client
+            with _first_use(uri):
+                # This asks for nothing that a user of a shared server may not see.
+                MlflowClient(uri, uri).search_experiments(max_results=1)
+            _seen.add(mark)
+        return MlflowClient(uri, uri)
 
 
 def get_experiment_id(client: MlflowClient, uri: str, name: str) -> str:
@@ -132,8 +134,10 @@ def _create_sqlite(path: Path, uri: str) -> None:
             if path.exists() and path.stat().st_size:
                 return
             building = path.with_name(f".{path.name}.building")
-            for leftover in path.parent.glob(f"{building.name}*"):  # of a process that was killed while building
-                leftover.unlink()
+            # Of a process that was killed while building: a journal would roll the new file back to nothing.
+            beside = (path.with_name(path.name + suffix) for suffix in ("-journal", "-wal", "-shm"))
+            for leftover in (*path.parent.glob(f"{building.name}*"), *beside):
+                leftover.unlink(missing_ok=True)
             _build_schema(building, artifact_root(uri) or "")
             os.replace(building, path)  # noqa: PTH105 - the name that says atomic
     except PermissionError as error:
@@ -151,6 +155,48 @@ def _build_schema(path: Path, artifacts: str) -> None:
         os.fsync(file.fileno())
 
 
+@contextlib.contextmanager
+def _first_use(uri: str) -> Iterator[None]:
+    """Open one connection to a database ourselves, and keep everybody else away while MLflow builds a fresh PostgreSQL.
+
+    MLflow would try for about a hundred seconds to connect, with a wrong password too. The lock is the session's:
+    whoever is killed loses it, and the next one builds on what is committed.
+    """
+    if sqlite_path(uri) is not None or urlsplit(uri).scheme in ("http", "https"):
+        yield
+        return
+    _close_in_forks()
+    limits = {"connect_timeout": int(CONNECT_TIMEOUT_S)}
+    engine = create_engine(uri, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=limits)
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            lock = {"key": BUILDING_LOCK}
+            connection.execute(text("select pg_advisory_lock(:key)"), lock)
+            if _is_built(connection):
+                connection.execute(text("select pg_advisory_unlock(:key)"), lock)
+        yield
+
+
+def _is_built(connection: Connection) -> bool:
+    """Return whether the first experiment is there, which is what MLflow makes last."""
+    if connection.scalar(text("select to_regclass('experiments')")) is None:
+        return False
+    return bool(connection.scalar(text("select count(*) from experiments")))
+
+
+@once
+def _close_in_forks() -> None:
+    """Give a forked process connections of its own: MLflow keeps its engines in a class, and a socket has one user."""
+
+    def forget() -> None:
+        for name in ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"):
+            module = sys.modules.get(name)
+            for engine in list(module.SqlAlchemyStore._engine_map.values()) if module else ():
+                engine.dispose(close=False)  # closing would end the parent's session
+
+    os.register_at_fork(after_in_child=forget)
+
+
 def _raise_for_sqlite(path: Path, uri: str) -> None:
     try:
         # Writable, since a process that was killed while it wrote leaves a journal that has to be rolled back.
@@ -160,7 +206,7 @@ def _raise_for_sqlite(path: Path, uri: str) -> None:
         raise StoreBrokenError(uri, f"SQLite says: {error}") from error
     leftovers = sorted(name for name in tables if name.startswith("_alembic_tmp_"))
     if leftovers:
-        raise StoreBrokenError(uri, f"a first migration was interrupted and left table '{leftovers[0]}'")
+        raise StoreBrokenError(uri, f"a migration was interrupted and left table '{leftovers[0]}'")
     if "experiments" not in tables:
         raise StoreBrokenError(uri, "it is a SQLite file but not an MLflow store")
 
@@ -190,13 +236,6 @@ def _raise_for_server(uri: str) -> None:
         raise StoreUnreachableError(without_password(uri), "what answers there does not speak HTTP") from error
     if status >= 500:
         raise StoreUnreachableError(without_password(uri), f"it answers with HTTP status {status}")
-
-
-def _raise_for_database(uri: str) -> None:
-    """Open one connection ourselves: MLflow would retry for about a hundred seconds, a wrong password too."""
-    with explained(uri):
-        engine = create_engine(uri, poolclass=NullPool, connect_args={"connect_timeout": int(CONNECT_TIMEOUT_S)})
-        engine.connect().close()
 
 
 def without_password(uri: str) -> str:

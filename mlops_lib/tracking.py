@@ -29,7 +29,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import data, integrity, store
+from mlops_lib import data, integrity, liveness, store
 from mlops_lib.errors import MetricValueError
 from mlops_lib.project import Project, redact
 
@@ -84,16 +84,20 @@ def start_run(
     Yields
     ------
     mlflow.ActiveRun
-        The active run. An exception inside leaves it FAILED. A run that a runner owns stays open: the runner ends it.
+        The active run. An exception inside leaves it FAILED; one that is killed is found dead (see
+        :mod:`mlops_lib.liveness`). A run that a runner owns stays open: the runner ends it.
     """
     client = store.connect(project.tracking_uri)
     if project.run_id:
         run = mlflow.start_run(run_id=project.run_id)
+        alive: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     else:
         mlflow.set_experiment(experiment_id=store.get_experiment_id(client, project.tracking_uri, project.name))
-        run = mlflow.start_run(run_name=run_name, tags=describe_code(project))
-        log_difference(project, client, run.info.run_id)
-    with run:
+        run = mlflow.start_run(run_name=run_name, tags=describe_code(project) | liveness.open_tags())
+        alive = _alive(client, run.info.run_id)
+    with alive, run:
+        if not project.run_id:
+            log_difference(project, client, run.info.run_id)
         if tags:
             mlflow.set_tags(dict(tags))
         if params:
@@ -103,6 +107,18 @@ def start_run(
         yield run
     if project.run_id:
         client.update_run(project.run_id, status="RUNNING")
+
+
+@contextlib.contextmanager
+def _alive(client: MlflowClient, run_id: str) -> Iterator[None]:
+    """Keep a run's heartbeat and, after MLflow has closed it, note that it was closed by its own process."""
+    status = "FAILED"
+    try:
+        with liveness.heartbeat(client, run_id):  # nobody can stop a script; a run that was marked dead stays KILLED
+            yield
+        status = "FINISHED"
+    finally:
+        liveness.close_run(client, run_id, status)
 
 
 def log_input(name: str, table: Path | Sequence[Path] | pd.DataFrame) -> dict[str, str]:

@@ -114,7 +114,7 @@ def postgres_uri(postgres: servers.Postgres) -> str:
 @pytest.fixture(scope="session")
 def server_uri(postgres: servers.Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the address of an MLflow server over PostgreSQL with two workers and proxied artifacts, for every test."""
-    with servers.run_mlflow(postgres.create("migrated"), tmp_path_factory.mktemp("server")) as address:
+    with servers.run_server(postgres.create("migrated"), tmp_path_factory.mktemp("server"), "--no-auth") as address:
         yield address
 
 
@@ -171,15 +171,20 @@ def read_labelled(project: Project, period: str) -> pd.DataFrame:
     return arrivals.merge(labels, on=list(project.keys))
 
 
-def register_model(project: Project, *, C: float = 1.0) -> registry.Version:  # noqa: N803
-    """Train on period p1, log and register; return the version."""
+def log_toy_model(project: Project, *, C: float = 1.0) -> tracking.LoggedModel:  # noqa: N803
+    """Train on period p1 and log; return what was logged."""
     rows = read_labelled(project, "p1")
     X, y = rows[list(project.features)], rows[project.target]
     model = make_model(C, features=project.features).fit(X, y)
     contract = contracts.infer_contract(rows, features=project.features, keys=project.keys)
     profile = monitoring.build_profile(rows, columns=project.features)
     with tracking.start_run(project):
-        logged = tracking.log_model(project, model, X, contract=contract.to_dict(), profile=profile.to_dict())
+        return tracking.log_model(project, model, X, contract=contract.to_dict(), profile=profile.to_dict())
+
+
+def register_model(project: Project, *, C: float = 1.0) -> registry.Version:  # noqa: N803
+    """Train on period p1, log and register; return the version."""
+    logged = log_toy_model(project, C=C)
     return registry.register(project, logged.model_uri, metrics={"val_roc_auc": 0.75}, description=f"C={C}")
 
 

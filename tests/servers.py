@@ -23,6 +23,7 @@ import psycopg
 import pytest
 
 START_TIMEOUT_S = 120
+ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 SETTINGS = {
     "listen_addresses": "''",  # only the Unix socket, in a folder of its own
@@ -115,15 +116,24 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def run_mlflow(backend_uri: str, folder: Path, *options: str, n_workers: int = 2) -> Iterator[str]:
-    """Run ``mlflow server`` with proxied artifacts in ``folder`` on a free port; yield its address."""
-    port = free_port()
-    command = [str(BIN / "mlflow"), "server", "--backend-store-uri", backend_uri, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", str(n_workers), "--artifacts-destination", str(folder / "artifacts")]
-    with running([*command, *options], {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, folder / "mlflow.log") as begun:
-        address = f"http://127.0.0.1:{port}"
-        wait_for(f"{address}/health", begun, folder / "mlflow.log")
-        yield address
+def run_server(uri: str, folder: Path, *options: str) -> Iterator[str]:
+    """Run ``ci/server`` on a free port; yield its address. Its state is in ``folder``."""
+    address = f"127.0.0.1:{(port := free_port())}"
+    command = [str(ROOT / "ci/server"), "--state", str(folder), "--port", str(port), *options]
+    with running(command, {"MLFLOW_BACKEND_STORE_URI": uri}, folder / "log") as begun:
+        wait_for(f"http://{address}/health", begun, folder / "log")
+        yield f"http://{address}"
+
+
+@contextlib.contextmanager
+def run_mlflow(uri: str, folder: Path) -> Iterator[str]:
+    """Run MLflow's server as it comes, with proxied artifacts in ``folder``, on a free port; yield its address."""
+    address = f"127.0.0.1:{(port := free_port())}"
+    command = [str(BIN / "mlflow"), "server", "--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    with running(command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, folder / "log") as begun:
+        wait_for(f"http://{address}/health", begun, folder / "log")
+        yield f"http://{address}"
 
 
 @contextlib.contextmanager

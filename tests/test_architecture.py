@@ -15,12 +15,12 @@ RANKS = {
     "errors": 0,
     **dict.fromkeys(("report", "reads"), 1),
     **dict.fromkeys(
-        ("project", "data", "contracts", "evaluation", "monitoring", "kernels", "store", "integrity"),
+        ("project", "data", "contracts", "evaluation", "monitoring", "kernels", "store", "integrity", "liveness"),
         2,
     ),
     **dict.fromkeys(("tracking", "registry"), 3),
     **dict.fromkeys(("gates", "notebooks", "scoring", "serving"), 4),
-    **dict.fromkeys(("comparison", "operate"), 5),
+    **dict.fromkeys(("comparison", "operate", "verify"), 5),
     "cli": 6,
 }
 # Rooms that read the environment, each with its reason.

@@ -79,7 +79,8 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
     (
         errors.StoreBrokenError("sqlite:////a/mlflow.db", "it is a SQLite file but not an MLflow store"),
         "The MLflow store 'sqlite:////a/mlflow.db' cannot be used: it is a SQLite file but not an MLflow store. "
-        "Restore it from a backup, or move it away: the next command then makes a fresh one. Nothing was changed.",
+        "Restore it from a backup, or move it away: after `mv /a/mlflow.db /a/mlflow.db.broken` the next command makes "
+        "a fresh one. Nothing was changed.",
     ),
     (
         errors.StoreReadOnlyError("sqlite:////a/mlflow.db"),

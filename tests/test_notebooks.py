@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
@@ -392,7 +393,9 @@ PROJECT_SOURCE = (
 # --- runs that end badly: in every row the evidence is true -------------------------------------------------------
 
 
-def test_a_cell_that_raises_leaves_a_failed_run_and_names_cell_line_and_copy(project: Project, folder: Path) -> None:
+def test_a_cell_that_raises_leaves_a_failed_run_and_names_cell_line_and_copy(
+    project: Project, folder: Path, record: Callable[..., None]
+) -> None:
     path = write_notebook(
         folder, "import mlflow\nmlflow.start_run()", "x = 1\ny = x / 0\nz = 2", "print('never')", parameters=None
     )
@@ -406,6 +409,7 @@ def test_a_cell_that_raises_leaves_a_failed_run_and_names_cell_line_and_copy(pro
     assert run.info.status == "FAILED", "MLflow's own exit hook would have said FINISHED"
     files = {file.path for file in store.connect(project.tracking_uri).list_artifacts(run.info.run_id)}
     assert {"nb.ipynb", "nb.html"} <= files
+    record(8, ours="the run is FAILED, with the executed copy and its report")
 
 
 @pytest.mark.parametrize(
@@ -488,12 +492,15 @@ def test_a_deadline_holds_for_the_whole_notebook(project: Project, folder: Path)
 
 
 @pytest.mark.parametrize("leave", ["import sys; sys.exit(0)", "exit()", "import sys; sys.exit(1)"])
-def test_leaving_in_the_middle_is_a_failure(project: Project, folder: Path, leave: str) -> None:
+def test_leaving_in_the_middle_is_a_failure(
+    project: Project, folder: Path, leave: str, record: Callable[..., None]
+) -> None:
     path = write_notebook(folder, "1", leave, "print('never')")
     with pytest.raises((IncompleteNotebookError, NotebookCellError, KernelDiedError)):
         notebooks.run_notebook(project, path)
     assert statuses(project.runs_path.glob("*/nb.ipynb").__next__())[-1] == "pending"
     assert last_run(project).info.status == "FAILED"
+    record(9, ours="the run is FAILED, and the first cell that never ran is named")
 
 
 RUNNER = """
@@ -544,7 +551,9 @@ def is_gone(pid: int, *, timeout_s: float = 10) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_is_killed_and_leaves_no_process(project: Project, folder: Path, number: signal.Signals) -> None:
+def test_a_stopped_run_is_killed_and_leaves_no_process(
+    project: Project, folder: Path, number: signal.Signals, record: Callable[..., None]
+) -> None:
     path = write_notebook(folder, BUSY, "2", parameters=None)
     process, grandchild = start_runner(project, folder, path)
     process.send_signal(number)
@@ -554,6 +563,7 @@ def test_a_stopped_run_is_killed_and_leaves_no_process(project: Project, folder:
     assert is_gone(grandchild)
     executed = next(project.runs_path.glob("*/nb.ipynb"))
     assert statuses(executed) == ["failed", "pending"]
+    record(10, ours="the run is FAILED or KILLED, and no process is left")
 
 
 def test_a_killed_runner_takes_its_kernel_and_grandchildren_along(project: Project, folder: Path) -> None:

@@ -25,7 +25,7 @@ project = Project(
 )
 """
 OURS = ("MLOPS_PROJECT", "MLOPS_ACTOR", "MLOPS_OUTPUTS", "MLOPS_NOTEBOOK")
-OTHERS = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "JPY_SESSION_NAME")
+OTHERS = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_RUN_ID", "JPY_SESSION_NAME")
 
 
 @pytest.fixture
@@ -138,6 +138,22 @@ def test_environment_fills_in_store_actor_run_and_notebook(repository: Path, mon
     assert project.predictions_path("p1", 7) == repository / "out/data/predictions/p1/version-7.parquet"
     monkeypatch.setenv("MLOPS_NOTEBOOK", "b.ipynb")
     assert load_project().notebook == "b.ipynb"
+
+
+def test_who_acts_on_a_server_is_who_the_server_knows(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLOPS_ACTOR", "ada")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "bob")
+    assert load_project().actor == "ada", "a file knows nobody"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://eve:s3cret@127.0.0.1:5000")
+    assert load_project().actor == "bob"
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
+    assert load_project().actor == "eve"
+    monkeypatch.setenv("HOME", str(repository))
+    (repository / ".mlflow").mkdir()
+    (repository / ".mlflow/credentials").write_text("[mlflow]\nmlflow_tracking_username = carol%s\n")
+    assert load_project().actor == "carol%s"
+    (repository / ".mlflow/credentials").write_text("no ini file")
+    assert load_project().actor == "eve"
 
 
 @pytest.mark.parametrize("name", ["MLFLOW_RUN_ID", "MLOPS_NOTEBOOK", "MLOPS_OUTPUTS", "MLOPS_ACTOR", "MLOPS_PROJECT"])

@@ -9,13 +9,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-import workers
 
 from mlops_lib import store
 from mlops_lib.errors import MlopsError, StoreBrokenError, StoreReadOnlyError, StoreUnreachableError
@@ -33,29 +31,6 @@ def raise_for_integrity(path: Path) -> None:
 
 
 # --- first use ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_processes", [2, 6])
-def test_processes_that_use_a_fresh_store_at_once_all_succeed(tmp_path: Path, n_processes: int) -> None:
-    path = tmp_path / "new/mlflow.db"
-    assert workers.run_at_once(workers.use_store, [(uri_of(path),)] * n_processes) == [1] * n_processes
-    raise_for_integrity(path)
-    assert {file.name for file in path.parent.iterdir()} <= {"mlflow.db", "mlflow.db.lock"}
-
-
-@pytest.mark.parametrize("delay_s", [0.05, 0.2, 0.5, 0.9])
-def test_a_process_killed_while_it_builds_the_store_hurts_nobody(tmp_path: Path, delay_s: float) -> None:
-    path = tmp_path / "mlflow.db"
-    victim = workers.start(workers.use_store, uri_of(path))
-    begun = time.monotonic()
-    while not list(tmp_path.iterdir()) and time.monotonic() < begun + 60:
-        time.sleep(0.005)
-    time.sleep(delay_s)
-    victim.kill()
-    victim.join()
-    assert len(store.connect(uri_of(path)).search_experiments()) == 1
-    raise_for_integrity(path)
-    assert {file.name for file in tmp_path.iterdir()} <= {"mlflow.db", "mlflow.db.lock"}
 
 
 def test_a_store_that_is_there_is_left_as_it_is(tmp_path: Path, migrated_store: Path) -> None:

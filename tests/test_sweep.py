@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from mlflow.entities import Run
 from test_notebooks import PROJECT_SOURCE, write_notebook
 
-from mlops_lib import notebooks, store
+from mlops_lib import liveness, notebooks, store
 from mlops_lib.cli import main
 from mlops_lib.errors import (
     KernelNotFoundError,
@@ -34,7 +34,8 @@ from mlops_lib.errors import (
     SweepRunningError,
     UnknownParameterError,
 )
-from mlops_lib.notebooks.run import RUNNER_TAG, _exporter, _write_html, connect, describe_runner
+from mlops_lib.liveness import RUNNER_TAG, describe_runner
+from mlops_lib.notebooks.run import _exporter, _write_html, connect
 from mlops_lib.notebooks.signature import read_signature
 from mlops_lib.notebooks.sweeps import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, list_combinations
 from mlops_lib.project import Project
@@ -470,10 +471,8 @@ def test_a_run_that_may_be_alive_is_left_alone(project: Project, runner: str) ->
 def test_a_machine_that_was_started_anew_runs_nothing_of_before(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlops_lib.notebooks import run
-
     place = (describe_runner("running").split()[1], "today", "pid:[1]", "this-machine")
-    monkeypatch.setattr(run, "_read_place", lambda: place)
+    monkeypatch.setattr(liveness, "_read_place", lambda: place)
     run_id = open_run(project, dead_runner(boot="yesterday", machine="this-machine"))
     assert notebooks.reap_dead_runs(project) == [run_id]
 

@@ -7,10 +7,16 @@ race is a race of what is tested, not of who imports MLflow first.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import pkgutil
+import signal
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from typing import Any
+
+from conftest import register_model
+from mlflow.tracking import MlflowClient
 
 from mlops_lib import registry, store
 from mlops_lib.project import Project
@@ -53,6 +59,11 @@ def use_store(uri: str) -> int:
     return len(store.connect(uri).search_experiments())
 
 
+def use_plain_store(uri: str) -> int:
+    """Do the same with MLflow alone."""
+    return len(MlflowClient(uri, uri).search_experiments())
+
+
 def promote(project: Project, version: int, stage: str) -> registry.Entry:
     """Promote by force, so that only the ledger decides; all write their entries at once, having seen one head."""
     append = registry._append
@@ -63,6 +74,26 @@ def promote(project: Project, version: int, stage: str) -> registry.Entry:
 
     registry._append = append_together
     return registry.promote(project, version, stage, force=True, reason=f"race of version {version}")
+
+
+def train_and_die(project: Project, name: str, after: bool = False) -> None:
+    """Train, log and register, and be killed where the named function is called, or where it returns."""
+    module, _, attribute = name.rpartition(".")
+    owner = pkgutil.resolve_name(module)
+    function = getattr(owner, attribute)
+
+    def die(*arguments: Any, **options: Any) -> None:
+        if after:
+            function(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, attribute, die)
+    register_model(project)
+
+
+def register_many(project: Project, model_uri: str, n_versions: int) -> list[int]:
+    """Register a logged model several times; return the versions."""
+    return [registry.register(project, model_uri).version for _ in range(n_versions)]
 
 
 def register(project: Project, model_uri: str) -> int:

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +25,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
-import psutil
-from mlflow.entities import Param, Run, RunTag
+from mlflow.entities import Param, Run
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import data, kernels, reads, store, tracking
+from mlops_lib import data, kernels, liveness, reads, store, tracking
 from mlops_lib.errors import (
     IncompleteNotebookError,
     KernelDiedError,
@@ -58,8 +56,6 @@ from papermill.exceptions import PapermillExecutionError
 
 # papermill guesses parameters by regular expressions and warns of those it misses; the signature has checked them all.
 logging.getLogger("papermill").setLevel(logging.ERROR)
-RUNNER_TAG = "mlops.runner"
-REAPED_TAG = "mlops.reaped"
 SAVE_EVERY_S = 5.0
 STDERR_LINES = 50
 Progress = Callable[[int, int, str], None]
@@ -262,7 +258,7 @@ class _Execution:
         project = replace(self.project, notebook=str(self.path))
         client, experiment_id = connect(project)
         tags = {"mlflow.runName": self.path.stem, **tracking.describe_code(project), **self.tags}
-        tags[RUNNER_TAG] = describe_runner("running")
+        tags |= liveness.open_tags()
         run_id = str(client.create_run(experiment_id, tags=tags, run_name=tags["mlflow.runName"]).info.run_id)
         self.run_id, status, closing = run_id, "FAILED", {}
         try:
@@ -283,7 +279,8 @@ class _Execution:
             with ThreadPoolExecutor(1) as beside:  # while the kernel starts
                 written = beside.submit(self._write_beside, project, client, run_id, experiment_id)
                 try:
-                    self.driver.drive()
+                    with liveness.heartbeat(client, run_id, self.stop):
+                        self.driver.drive()
                 finally:
                     self.driver.save()
                     _write_html(nb, html)
@@ -299,13 +296,13 @@ class _Execution:
             status = "KILLED"
             raise
         finally:
-            close_run(client, run_id, status, closing)
+            liveness.close_run(client, run_id, status, closing)
             self.duration_s = time.monotonic() - self.started
         self.finished = NotebookRun(self.path, run_id, self.values, result, executed, html, self.duration_s)
 
     def _write_beside(self, project: Project, client: MlflowClient, run_id: str, experiment_id: str) -> None:
         tracking.log_difference(project, client, run_id)
-        _reap_runs(client, experiment_id)
+        liveness.reap_runs(client, [experiment_id])
         with _exporting:
             _exporter()
 
@@ -583,85 +580,9 @@ def _exporter() -> Any:
 
 
 def reap_dead_runs(project: Project) -> list[str]:
-    """Close the runs that a killed process has left open, whatever they say of themselves; return their ids.
-
-    A run names its process in the tag ``mlops.runner``: ``running HOST PID START BOOT NAMESPACE MACHINE``. Before it is
-    closed the first word becomes the status that it closes with, so that a kill in between changes nothing; without
-    that word a run was cut off and is KILLED. Only runs of this host are judged, and only when no process of that
-    number and start time is left, or the machine has been started anew since.
-    """
-    return _reap_runs(*connect(project))
-
-
-def _reap_runs(client: MlflowClient, experiment_id: str) -> list[str]:
-    here = f"tags.`{RUNNER_TAG}` LIKE '%s {_read_place()[0]} %%'"
-    # A run that is cut off may say FINISHED: MLflow in the notebook does at the end of a `with mlflow.start_run()`.
-    opened = client.search_runs([experiment_id], here % "running", max_results=1000)
-    closing = client.search_runs([experiment_id], f"{here % '%'} and attributes.status = 'RUNNING'", max_results=1000)
-    reaped = []
-    for run in {run.info.run_id: run for run in (*opened, *closing)}.values():
-        run_id, runner = str(run.info.run_id), run.data.tags[RUNNER_TAG]
-        if not _is_gone(runner) or client.get_run(run_id).data.tags[RUNNER_TAG] != runner:
-            continue  # the second look is for one that has ended properly in between
-        state, _, rest = runner.partition(" ")
-        status = "KILLED" if state == "running" else state
-        reason = f"process {rest.split()[1]} was found gone at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        close_run(client, run_id, status, {RUNNER_TAG: f"{status} {rest}", REAPED_TAG: reason})
-        reaped.append(run_id)
-    return reaped
-
-
-def close_run(client: MlflowClient, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
-    """Give a run its last tags and its status, in this order; see :func:`reap_dead_runs`."""
-    last = {RUNNER_TAG: describe_runner(status), **(tags or {})}
-    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in last.items()])
-    client.set_terminated(run_id, status)
-
-
-def describe_runner(state: str) -> str:
-    """Return the tag ``mlops.runner`` of this process; ``state`` is ``running`` or a status."""
-    host, *place = _read_place()
-    return " ".join((state, host, str(os.getpid()), _start_time(os.getpid()), *place))
-
-
-def _is_gone(runner: str) -> bool:
-    _, host, pid, started, *place = runner.split(" ")
-    here_host, *here = _read_place()
-    if host != here_host or len(place) != len(here):
-        return False
-    if place[0] != here[0]:  # another boot: of this machine, or of another one that is called the same
-        return place[2] == here[2] != "-"
-    return place == here and _start_time(int(pid)) != started
-
-
-def _start_time(pid: int) -> str:
-    """Return when a process started; ``-`` for one that is gone, or dead and not yet buried by its parent."""
-    if Path("/proc/self/stat").exists():  # in ticks since the boot, which do not move when the clock is set
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:
-            return "-"
-        return "-" if fields[0] in "ZX" else fields[19]
-    try:
-        return str(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return "-"
-
-
-@once
-def _read_place() -> tuple[str, str, str, str]:
-    """Return host, boot, process namespace (containers may share a host's name) and machine, ``-`` where unknown."""
-
-    def read(file: str) -> str:
-        try:
-            path = Path(file)
-            return (path.readlink().name if path.is_symlink() else path.read_text(encoding="utf-8").strip()) or "-"
-        except OSError:
-            return "-"
-
-    files = ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid", "/etc/machine-id")
-    boot, namespace, machine = (read(file) for file in files)
-    return socket.gethostname().replace(" ", "-") or "-", boot, namespace, machine
+    """Close the runs that a killed process of this host has left open; return their ids."""
+    client, experiment_id = connect(project)
+    return [dead.run_id for dead in liveness.reap_runs(client, [experiment_id])]
 
 
 def _store_places(project: Project) -> list[str]:

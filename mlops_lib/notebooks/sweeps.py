@@ -28,18 +28,15 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from mlops_lib import data, tracking
+from mlops_lib import data, liveness, tracking
 from mlops_lib.errors import NotebookStoppedError, SweepGridError, SweepRunningError
 from mlops_lib.notebooks import cache
 from mlops_lib.notebooks.jobs import Job, run_jobs
 from mlops_lib.notebooks.run import (
-    RUNNER_TAG,
     NotebookRun,
     _Execution,
     _kernel_of,
-    close_run,
     connect,
-    describe_runner,
     find_notebook,
     read_notebook,
     reap_dead_runs,
@@ -233,17 +230,18 @@ def sweep(
             for trial in missing:
                 name = f"{path.stem} {trial.label}"[:250]
                 trial.execution.tags = {PARENT_TAG: run_id, TRIAL_TAG: trial.label, "mlflow.runName": name}
-            for n_ended, _ in enumerate(run_jobs(missing, n_jobs=n_jobs, fail_fast=fail_fast), start=1):
-                if progress:
-                    text = summarize(run_id).best
-                    n_failed = sum(trial.error is not None for trial in trials)
-                    n_done = len(trials) - len(missing) + n_ended
-                    progress(n_done, len(trials), f"{text}, {n_failed} failed" if n_failed else text)
+            with liveness.heartbeat(client, run_id):  # each trial has its own, and is stopped with it
+                for n_ended, _ in enumerate(run_jobs(missing, n_jobs=n_jobs, fail_fast=fail_fast), start=1):
+                    if progress:
+                        text = summarize(run_id).best
+                        n_failed = sum(trial.error is not None for trial in trials)
+                        n_done = len(trials) - len(missing) + n_ended
+                        progress(n_done, len(trials), f"{text}, {n_failed} failed" if n_failed else text)
             found = summarize(run_id, sum(trial.status != "CANCELLED" for trial in missing))
             _log_results(client, found)
             status = "FINISHED" if found.passed else "FAILED"
         finally:
-            close_run(client, run_id, status)
+            liveness.close_run(client, run_id, status)
     return found
 
 
@@ -400,7 +398,7 @@ def _open_parent(
     trials: Sequence[_Trial],
 ) -> str:
     """Open the parent run, or open an unfinished one again."""
-    runner = {RUNNER_TAG: describe_runner("running")}
+    runner = liveness.open_tags()
     if parent:
         run_id = str(parent.info.run_id)
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in runner.items()])

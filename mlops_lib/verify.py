@@ -1,0 +1,247 @@
+"""Is everything that a stage rests on still as it was written? Our ``fsck``: database, ledger, files, runs.
+
+:func:`check_store` looks and changes nothing; :func:`repair_store` sets right what can be without losing anything:
+aliases follow the ledger, runs whose process is dead are closed, models that were never logged to their end are FAILED.
+An edited ledger or a changed file is named and left alone: only a backup, or a roll-back, helps.
+
+>>> verify.check_store(project, everything=True).passed  # doctest: +SKIP
+True
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import mlflow
+from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy import NullPool, create_engine, text
+
+from mlops_lib import integrity, liveness, registry, store
+from mlops_lib.errors import LedgerBrokenError, MlopsError, ModelFileError
+from mlops_lib.project import Project
+from mlops_lib.report import Report, Row
+
+
+def check_store(project: Project, version: int | str | None = None, *, everything: bool = False) -> Report:
+    """Check the project's store, its ledger, versions, aliases and runs.
+
+    Parameters
+    ----------
+    version : int or str, optional
+        The version (by number or stage) whose files are compared with their manifest; by default each that a stage has.
+    everything : bool
+        Compare the files of every version.
+
+    Returns
+    -------
+    Report
+        Every fault is a failed row; what is not ours to judge is not applicable.
+    """
+    title = f"Store of '{project.name}'"
+    try:
+        client = store.connect(project.tracking_uri)
+    except MlopsError as error:
+        return Report(title, (Row("store", None, "reachable, schema of this MLflow", "failed", str(error)),))
+    rows = [_check_database(project.tracking_uri), *_check_ledger(project, client)]
+    numbers = _choose(project, client, version, everything)
+    rows += [row for number in numbers for row in _check_version(project, client, number)]
+    rows += [_check_runs(project, client), _check_models(project, client)]
+    return Report(title, tuple(rows), {"store": store.without_password(project.tracking_uri), "versions": numbers})
+
+
+def repair_store(project: Project) -> tuple[str, ...]:
+    """Repair what can be repaired without losing anything; return what was done, a sentence each."""
+    client = store.connect(project.tracking_uri)
+    done = []
+    with contextlib.suppress(LedgerBrokenError):  # its aliases are left as they are; the check names it
+        for stage, number in _find_wrong_aliases(project, client).items():
+            client.set_registered_model_alias(project.name, stage, str(number))
+            done.append(f"alias '{stage}' follows the ledger again: version {number}")
+    for dead in liveness.reap_runs(client, _experiments(project, client), everywhere=True):
+        done.append(f"run '{dead.run_id}' is {dead.status}: {dead.reason}")
+    for model in _abandoned_models(project, client):
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+        done.append(f"model '{model.model_id}' is FAILED: it was never logged to its end")
+    return tuple(done)
+
+
+# --- the database ------------------------------------------------------------------------------------------------
+
+
+def _check_database(uri: str) -> Row:
+    limit = "whole, one schema version"
+    if urlsplit(uri).scheme in ("http", "https"):
+        return Row(
+            "database", None, limit, "not_applicable", "behind a server: verify on its host, or ask whoever runs it"
+        )
+    path, faults = store.sqlite_path(uri), []
+    if path is not None:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            faults = [line for (line,) in database.execute("pragma integrity_check(5)") if line != "ok"]
+    with store.explained(uri), create_engine(uri, poolclass=NullPool).connect() as connection:
+        heads = [str(head) for head in connection.scalars(text("select version_num from alembic_version"))]
+    if len(heads) != 1:
+        faults.append(f"{len(heads)} schema versions")
+    if faults:
+        return Row("database", None, limit, "failed", f"{'; '.join(faults)}. Restore it from a backup")
+    return Row("database", heads[0], limit, "passed")
+
+
+# --- the ledger --------------------------------------------------------------------------------------------------
+
+
+def _check_ledger(project: Project, client: MlflowClient) -> list[Row]:
+    try:
+        entries = registry.read_ledger(project)
+        wrong = _find_wrong_aliases(project, client)
+    except LedgerBrokenError as error:
+        return [Row("ledger", None, "hashes follow", "failed", str(error))]
+    reason = (
+        f"{', '.join(wrong)}: moved by other hands or cut off. 'mlops verify --repair' puts it right" if wrong else ""
+    )
+    return [
+        Row("ledger", len(entries), "hashes follow", "passed"),
+        Row("wrong aliases", len(wrong), "none", "failed" if wrong else "passed", reason),
+    ]
+
+
+def _find_wrong_aliases(project: Project, client: MlflowClient) -> dict[str, int]:
+    """Return each stage whose alias is not what the ledger says, with the version that it says."""
+    standing = {stage: registry.current(project, stage) for stage in project.stages}
+    if not any(standing.values()):
+        return {}
+    aliases = client.get_registered_model(project.name).aliases
+    return {s: number for s, number in standing.items() if number is not None and str(aliases.get(s)) != str(number)}
+
+
+# --- versions ----------------------------------------------------------------------------------------------------
+
+
+def _choose(project: Project, client: MlflowClient, version: int | str | None, everything: bool) -> list[int]:
+    """Return the versions to look at; all of them where a broken ledger cannot say what the stages have."""
+    if version is not None:
+        return [registry.resolve(project, version)]
+    if not everything:
+        with contextlib.suppress(LedgerBrokenError):
+            standing = {registry.current(project, stage) for stage in project.stages}
+            return sorted(number for number in standing if number is not None)
+    found = client.search_model_versions(f"name = '{project.name}'", max_results=10_000)
+    return sorted(int(made.version) for made in found)
+
+
+def _check_version(project: Project, client: MlflowClient, number: int) -> Iterator[Row]:
+    try:
+        made = client.get_model_version(project.name, str(number))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        yield Row(f"version {number}", None, "in the store", "failed", "it is not there")
+        return
+    yield _row(f"version {number} files", "as registered", lambda: _compare_files(project, made))
+    yield _row(f"version {number} run", "FINISHED", lambda: _find_run_status(client, made))
+
+
+def _row(name: str, limit: str, look: Callable[[], str]) -> Row:
+    """Return what ``look`` finds, or the reason that it raises."""
+    try:
+        return Row(name, look(), limit, "passed")
+    except ModelFileError as error:
+        return Row(name, None, limit, "failed", str(error))
+
+
+def _compare_files(project: Project, made: ModelVersion) -> str:
+    """Return the digest of a version's files, which are those of its manifest, which is that of its registration."""
+    name = f"Version {made.version} of '{project.name}'"
+    try:
+        manifest = dict(json.loads(made.tags[integrity.MANIFEST_TAG]))
+    except (KeyError, ValueError) as error:
+        reason = "was never recorded" if isinstance(error, KeyError) else "cannot be read"
+        raise ModelFileError(name, "manifest", reason) from error
+    digest = integrity.compute_digest(manifest)
+    registered = made.tags.get(integrity.DIGEST_TAG)
+    with contextlib.suppress(LedgerBrokenError):
+        for entry in registry.read_ledger(project):
+            if entry.action == "register" and entry.version == int(made.version):
+                registered = entry.digest
+    if digest != registered:
+        raise ModelFileError(name, "manifest", "is not the one of its registration")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            mlflow.artifacts.download_artifacts(str(made.source), dst_path=folder)
+        except (OSError, MlflowException) as error:
+            raise ModelFileError(name, "its folder", "cannot be read from the artifact store") from error
+        integrity.raise_for_files(Path(folder), manifest, model=name)
+    return digest[:12]
+
+
+def _find_run_status(client: MlflowClient, made: ModelVersion) -> str:
+    name = f"Version {made.version} of '{made.name}'"
+    try:
+        info = client.get_run(str(made.run_id)).info
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise ModelFileError(name, "its run", f"'{made.run_id}' is not in the store") from error
+    status = str(info.status) if info.lifecycle_stage == "active" else "deleted"
+    if status != "FINISHED":
+        raise ModelFileError(name, "its run", f"is {status}")
+    return status
+
+
+# --- runs and models ---------------------------------------------------------------------------------------------
+
+
+def _experiments(project: Project, client: MlflowClient) -> list[str]:
+    experiment = client.get_experiment_by_name(project.name)
+    return [str(experiment.experiment_id)] if experiment else []
+
+
+def _check_runs(project: Project, client: MlflowClient) -> Row:
+    """Return how many open runs nobody will close; those without our tag are not ours to judge."""
+    name, limit = "dead runs", "none open"
+    experiments = _experiments(project, client)
+    if not experiments:
+        return Row(name, 0, limit, "passed")
+    dead = liveness.find_dead_runs(client, experiments, everywhere=True)
+    if dead:
+        reasons = "; ".join(f"'{run.run_id}' ({run.reason})" for run in dead[:3])
+        return Row(name, len(dead), limit, "failed", f"{reasons}. 'mlops verify --repair' closes them")
+    opened = client.search_runs(experiments, "attributes.status = 'RUNNING'", max_results=1000)
+    others = sum(liveness.RUNNER_TAG not in run.data.tags for run in opened)
+    reason = f"{others} open runs of other tools may be dead or alive: they name no process" if others else ""
+    return Row(name, 0, limit, "passed", reason)
+
+
+def _check_models(project: Project, client: MlflowClient) -> Row:
+    found = _abandoned_models(project, client)
+    names = ", ".join(f"'{model.model_id}'" for model in found[:3])
+    reason = f"{names} of runs that are over. 'mlops verify --repair' marks them FAILED" if found else ""
+    return Row("PENDING models", len(found), "none of a run that is over", "failed" if found else "passed", reason)
+
+
+def _abandoned_models(project: Project, client: MlflowClient) -> list[LoggedModel]:
+    """Return the models that are PENDING although their run is over or dead."""
+    experiments = _experiments(project, client)
+    if not experiments:
+        return []
+    dead = {run.run_id for run in liveness.find_dead_runs(client, experiments, everywhere=True)}
+    page = client.search_logged_models(experiments)  # a filter by status fails on PostgreSQL and finds none on SQLite
+    models = list(page)
+    while page.token:
+        page = client.search_logged_models(experiments, page_token=page.token)
+        models += page
+
+    def is_over(run_id: str) -> bool:
+        return run_id in dead or client.get_run(run_id).info.status != "RUNNING"
+
+    pending = [model for model in models if model.status == LoggedModelStatus.PENDING]
+    return [model for model in pending if is_over(str(model.source_run_id))]
