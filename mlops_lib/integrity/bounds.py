@@ -5,8 +5,8 @@ reads or writes memory that is not its own, or never ends. skops cannot help: it
 object that a model holds, however deep, is visited once, and what is known to be followed blindly is checked.
 
 What is covered: decision trees and their ensembles, histogram gradient boosting, neighbours with k-d and ball trees,
-support vector machines, k-means, splines, sparse matrices. It is no proof about all compiled code of scikit-learn: against
-somebody who may write to the registry it is signatures that protect (:mod:`mlops_lib.signing`).
+support vector machines, k-means, splines, sparse matrices. It is no proof about all compiled code of scikit-learn:
+against somebody who may write to the registry it is signatures that protect (:mod:`mlops_lib.signing`).
 """
 
 from __future__ import annotations
@@ -189,9 +189,7 @@ def _check_preprocessor(columns: Any, count: int) -> None:
     """Check that what comes before the trees leaves as many columns as there were."""
     demand(_is(columns, "ColumnTransformer"), f"begins with a {type(columns).__name__}")
     (_, encoder, first), (_, numbers, second) = columns.transformers_[:2]
-    demand(
-        _is(encoder, "OrdinalEncoder") and _is(numbers, "FunctionTransformer"), "begins with other steps than a fit's"
-    )
+    demand(_is(encoder, "OrdinalEncoder") and _is(numbers, "FunctionTransformer"), "begins with foreign steps")
     demand(numbers.func is None or numbers.func.func.__name__ == "check_array", "begins with a function of its own")
     masks = [np.asarray(mask, dtype=bool) for mask in (first, second)]
     demand(all(m.shape == (count,) for m in masks) and (masks[0] ^ masks[1]).all(), "drops or repeats columns")

@@ -28,7 +28,6 @@ FLAVORS = {
     "sklearn": {"code", "pickled_model", "serialization_format", "sklearn_version", "skops_trusted_types"},
     "python_function": {"code", "env", "loader_module", "model_path", "predict_fn", "python_version"},
 }
-PREDICT_FUNCTIONS = ("predict", "predict_proba")
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def _plain(rows: pd.DataFrame) -> list[list[Any]]:
     return [[None if pd.isna(value) else value for value in row] for row in rows.to_numpy(dtype=object).tolist()]
 
 
-class _DataLoader(yaml.SafeLoader):
+class _DataLoader(yaml.SafeLoader):  # type: ignore[misc] # yaml ships no types
     """Plain data only: no tags of Python's, and no aliases, of which a few lines can stand for gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -130,10 +129,8 @@ def _read_mlmodel(folder: Path, name: str) -> dict[str, Any]:
         raise ModelFileError(name, MLMODEL_FILE, "names another format than skops")
     if sklearn.get("code") or pyfunc.get("code") or pyfunc.get("loader_module", "mlflow.sklearn") != "mlflow.sklearn":
         raise ModelFileError(name, MLMODEL_FILE, "asks for code of its own to be run")
-    if (
-        pyfunc.get("predict_fn", "predict") not in PREDICT_FUNCTIONS
-        or pyfunc.get("model_path", MODEL_FILE) != MODEL_FILE
-    ):
+    asked = (pyfunc.get("predict_fn", "predict"), pyfunc.get("model_path", MODEL_FILE))
+    if asked not in [(function, MODEL_FILE) for function in ("predict", "predict_proba")]:
         raise ModelFileError(name, MLMODEL_FILE, "asks for another file or function than the model's")
     for flavor, facts in flavors.items():
         if flavor not in FLAVORS:
@@ -178,8 +175,6 @@ def _raise_for_warmup(stored: Mapping[str, Any], model: Any, name: str) -> None:
         rows = pd.DataFrame(stored["rows"], columns=stored["columns"])
         rows = rows.astype(dict(zip(stored["columns"], stored["dtypes"], strict=True)))
         wanted = np.asarray(stored["predictions"], dtype=float)
-        if wanted.shape != (len(rows),):
-            raise ValueError(f"{len(rows)} rows and {wanted.size} predictions")
     except (KeyError, ValueError, TypeError) as error:
         raise ModelFileError(name, WARMUP_FILE, f"is not readable ({type(error).__name__}: {error})", True) from error
     try:
@@ -187,7 +182,6 @@ def _raise_for_warmup(stored: Mapping[str, Any], model: Any, name: str) -> None:
     except Exception as error:
         why = f"does not score its stored rows here ({type(error).__name__}: {error})"
         raise ModelFileError(name, MODEL_FILE, why, True) from error
-    if np.shape(predictions) != wanted.shape or not np.allclose(
-        predictions, wanted, rtol=1e-9, atol=1e-12, equal_nan=True
-    ):
+    is_same_shape = np.shape(predictions) == wanted.shape == (len(rows),)
+    if not is_same_shape or not np.allclose(predictions, wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
         raise ModelFileError(name, MODEL_FILE, "does not give its stored predictions on this machine", True)
