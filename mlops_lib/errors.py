@@ -355,6 +355,40 @@ class ModelNotSavableError(MlopsError, TypeError):
         )
 
 
+# --- signing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class SigningKeyError(MlopsError, ValueError):
+    """A key, or a folder of keys, that cannot be used."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        """Name the file."""
+        return (
+            f"'{self.path}' {self.reason}. 'mlops keys FOLDER' makes a pair; MLOPS_SIGNING_KEY names a private key, "
+            "MLOPS_TRUSTED_KEYS a folder of public ones (*.pub). Nothing was signed or changed."
+        )
+
+
+@dataclass(eq=False)
+class SignatureError(MlopsError, PermissionError):
+    """A manifest or ledger entry that no trusted key has signed."""
+
+    subject: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Say where trust comes from."""
+        return (
+            f"{self.subject} {self.reason}. This project trusts only what a key of Project(trusted_keys=...) or of "
+            "MLOPS_TRUSTED_KEYS has signed. Have it logged again by somebody who has such a key, or add the key that "
+            "it was signed with. Nothing was loaded or changed."
+        )
+
+
 # --- tracking ----------------------------------------------------------------------------------------------------
 
 

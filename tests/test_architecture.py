@@ -15,7 +15,7 @@ RANKS = {
     "errors": 0,
     **dict.fromkeys(("report", "reads"), 1),
     **dict.fromkeys(
-        ("project", "data", "contracts", "evaluation", "monitoring", "kernels", "store", "integrity"),
+        ("project", "data", "contracts", "evaluation", "monitoring", "kernels", "store", "integrity", "signing"),
         2,
     ),
     **dict.fromkeys(("tracking", "registry"), 3),

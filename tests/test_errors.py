@@ -126,6 +126,17 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "without lambdas or references to itself. Nothing was saved.",
     ),
     (
+        errors.SigningKeyError(Path("/keys/signing.key"), "is no Ed25519 key"),
+        "'/keys/signing.key' is no Ed25519 key. 'mlops keys FOLDER' makes a pair; MLOPS_SIGNING_KEY names a private "
+        "key, MLOPS_TRUSTED_KEYS a folder of public ones (*.pub). Nothing was signed or changed.",
+    ),
+    (
+        errors.SignatureError("Version 7 of 'toy'", "has no signature"),
+        "Version 7 of 'toy' has no signature. This project trusts only what a key of Project(trusted_keys=...) or of "
+        "MLOPS_TRUSTED_KEYS has signed. Have it logged again by somebody who has such a key, or add the key that it "
+        "was signed with. Nothing was loaded or changed.",
+    ),
+    (
         errors.MetricValueError("test_roc_auc", float("inf")),
         "Metric 'test_roc_auc' is inf, needs a finite number: MLflow would store infinity as 1.8e308, which "
         "passes every gate. No metric was logged.",
