@@ -204,7 +204,7 @@ def test_what_a_notebook_shows_is_inert_in_its_report_and_still_shown(
         assert page.locator("h1", has_text="a heading").is_visible()
         width = "els => els.map(el => el.naturalWidth).filter(width => width > 100).length"
         assert page.locator("img[src^='data:image/png']").evaluate_all(width) == 1, "the figure is there"
-        assert page.locator("svg circle").count() == 1
+        assert page.locator("img[src^='data:image/svg']").count() == 1
         mark = page.locator("td", has_text="passed").first
         assert mark.evaluate("el => getComputedStyle(el).color") == "rgb(27, 120, 55)", "the table has its colours"
         browser.close()
