@@ -642,6 +642,20 @@ def verify(ctx: click.Context, version: str | None, everything: bool, repair: bo
     ctx.exit(0 if report.passed else NO)
 
 
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def keys(folder: Path) -> None:
+    """Make a pair of keys that sign models; print the public one, for Project(trusted_keys=...).
+
+    Example: mlops keys ~/.config/mlops
+    """
+    from mlops_lib import signing
+
+    private = signing.create_keys(folder)
+    click.echo((folder / signing.PUBLIC_FILE).read_text(encoding="ascii").strip())
+    click.echo(f"Sign with it: export MLOPS_SIGNING_KEY={private}", err=True)
+
+
 @main.group(cls=Commands)
 def kernels() -> None:
     """Warm kernels: notebooks whose heavy imports are already done.

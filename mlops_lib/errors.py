@@ -289,6 +289,22 @@ class ModelFileError(MlopsError, ValueError):
 
 
 @dataclass(eq=False)
+class ModelLimitError(ModelFileError):
+    """A model that is larger than anything this library loads."""
+
+    found: int = 0
+    limit: int = 0
+
+    def __str__(self) -> str:
+        """Give size and limit."""
+        return (
+            f"{self.model} was not loaded: '{self.file}' {self.reason} {self.found:,}, the limit is {self.limit:,}. "
+            "Nothing of it was deserialized. Make the model smaller, or raise the limit in "
+            "mlops_lib/integrity/limits.py."
+        )
+
+
+@dataclass(eq=False)
 class UntrustedTypesError(MlopsError, TypeError):
     """A model that contains types nobody has reviewed."""
 
@@ -296,10 +312,34 @@ class UntrustedTypesError(MlopsError, TypeError):
     types: tuple[str, ...]
 
     def __str__(self) -> str:
-        """List the types."""
+        """List the types; say of those that no other process could import that naming them would not help."""
+        homeless = [kind for kind in self.types if kind.startswith("__main__.") or "<" in kind]
+        advice = "If they belong to an installed package that you trust, name them in Project(trusted_types=...)."
+        if homeless:
+            advice = (
+                f"Where the model is loaded nothing can import {listed(homeless)}: put what a notebook defines in an "
+                "installed package, give a lambda a name there, and name that in Project(trusted_types=...)."
+            )
         return (
-            f"{self.model} contains types that are not on the reviewed list: {listed(self.types)}. If they belong to "
-            "an installed package that you trust, name them in Project(trusted_types=...). Nothing was saved or loaded."
+            f"{self.model} contains types that are not on the reviewed list: {listed(self.types)}. {advice} "
+            "Nothing was saved or loaded."
+        )
+
+
+@dataclass(eq=False)
+class UnreviewedVersionError(MlopsError, ImportError):
+    """A version of skops or scikit-learn whose types nobody has reviewed."""
+
+    skops: str
+    sklearn: str
+    reviewed: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Say what to install or to do."""
+        return (
+            f"The types that a model may contain were not reviewed for skops {self.skops} with scikit-learn "
+            f"{self.sklearn}, but for {listed(self.reviewed)}. Install those, or review the new ones as "
+            "mlops_lib/integrity/types.py describes. Nothing was saved or loaded."
         )
 
 
@@ -315,6 +355,40 @@ class ModelNotSavableError(MlopsError, TypeError):
         return (
             f"{self.model} cannot be saved with skops: {self.reason}. Build it from importable functions and classes, "
             "without lambdas or references to itself. Nothing was saved."
+        )
+
+
+# --- signing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class SigningKeyError(MlopsError, ValueError):
+    """A key, or a folder of keys, that cannot be used."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        """Name the file."""
+        return (
+            f"'{self.path}' {self.reason}. 'mlops keys FOLDER' makes a pair; MLOPS_SIGNING_KEY names a private key, "
+            "MLOPS_TRUSTED_KEYS a folder of public ones (*.pub). Nothing was signed or changed."
+        )
+
+
+@dataclass(eq=False)
+class SignatureError(MlopsError, PermissionError):
+    """A manifest or ledger entry that no trusted key has signed."""
+
+    subject: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Say where trust comes from."""
+        return (
+            f"{self.subject} {self.reason}. This project trusts only what a key of Project(trusted_keys=...) or of "
+            "MLOPS_TRUSTED_KEYS has signed. Have it logged again by somebody who has such a key, or add the key that "
+            "it was signed with. Nothing was loaded or changed."
         )
 
 

@@ -20,13 +20,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from mlops_lib.errors import (
     PeriodNotIngestedError,
     PeriodOrderError,
     ProjectFileError,
     ProjectNotFoundError,
+    SigningKeyError,
     UnknownStageError,
 )
 
@@ -68,6 +69,8 @@ class Project:
         Writes every period's tables; returns the periods written. What ``mlops ingest`` calls.
     trusted_types : tuple of str
         Types of an installed package of yours that a model file may contain.
+    trusted_keys : tuple of str
+        Public keys (``ed25519:…``, see :mod:`mlops_lib.signing`); with any, only what one of them has signed is loaded.
     contract : callable, optional
         Takes the contract inferred from training data and returns the one to use.
     """
@@ -87,12 +90,14 @@ class Project:
     threshold: float = 0.5
     ingest: Callable[[], tuple[str, ...]] | None = None
     trusted_types: tuple[str, ...] = ()
+    trusted_keys: tuple[str, ...] = ()
     contract: Callable[[Any], Any] | None = None
     notebooks: str = "notebooks"
     # Filled in by load_project, from the environment of this process.
     file: Path | None = None
     tracking_uri: str = ""
     actor: str = ""
+    signing_key: Path | None = None
     run_id: str | None = None
     notebook: str | None = None
     outputs: Path | None = None
@@ -100,10 +105,15 @@ class Project:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Values that must not be written anywhere: of variables named like secrets, and the store's password."""
-        named = [value for name, value in self.environ.items() if is_secret_name(name) and len(value) >= 6]
-        password = urlsplit(self.tracking_uri).password
-        return tuple(sorted({*named, *([password] if password else [])}, key=len, reverse=True))
+        """Values that must not be written anywhere: of variables named like secrets, and passwords in URLs.
+
+        The store's own password counts whatever its length; others from six characters, since stars in place of every
+        ``root`` would make outputs unreadable.
+        """
+        named = [value for name, value in self.environ.items() if is_secret_name(name)]
+        in_urls = [password for value in self.environ.values() for password in find_passwords(value)]
+        long = {value for value in (*named, *in_urls) if len(value) >= 6}
+        return tuple(sorted(long | find_passwords(self.tracking_uri), key=len, reverse=True))
 
     @property
     def production(self) -> str:
@@ -181,6 +191,19 @@ def redact(value: Any, secrets: Sequence[str]) -> Any:
     return value
 
 
+def find_passwords(url: str) -> set[str]:
+    """Return the password in a URL, as it is written there and as it is meant; nothing where there is none.
+
+    >>> sorted(find_passwords("postgresql://ada:s%3Acret@db/mlflow"))
+    ['s%3Acret', 's:cret']
+    """
+    try:
+        password = urlsplit(url).password if "://" in url else None
+    except ValueError:  # such as a bracket without its partner
+        return set()
+    return {password, unquote(password)} if password else set()
+
+
 def find_project_file(file: str | Path | None = None) -> Path:
     """Find the project file: ``file``, ``MLOPS_PROJECT``, or ``notebooks/project.py`` here or in a parent folder.
 
@@ -207,12 +230,13 @@ def load_project(file: str | Path | None = None) -> Project:
     ``MLFLOW_TRACKING_URI`` names the store (default: ``sqlite:///<root>/mlflow.db``). On a server, who acts is the user
     that it knows (``MLFLOW_TRACKING_USERNAME`` or ``~/.mlflow/credentials``), elsewhere ``MLOPS_ACTOR`` or the login
     name. ``MLOPS_OUTPUTS`` is a folder for predictions and executed notebooks (default: the root),
-    ``MLFLOW_RUN_ID`` is the run that a runner has opened for this process, and ``MLOPS_NOTEBOOK`` or
-    JupyterLab's ``JPY_SESSION_NAME`` the notebook that it executes.
+    ``MLOPS_SIGNING_KEY`` is the file of a private key that signs what this process logs, ``MLOPS_TRUSTED_KEYS`` a
+    folder of public keys (``*.pub``) besides the project's own, ``MLFLOW_RUN_ID`` is the run that a runner has opened
+    for this process, and ``MLOPS_NOTEBOOK`` or JupyterLab's ``JPY_SESSION_NAME`` the notebook that it executes.
 
     Raises
     ------
-    ProjectNotFoundError, ProjectFileError
+    ProjectNotFoundError, ProjectFileError, SigningKeyError
         Nothing was run.
     """
     path = find_project_file(file)
@@ -234,6 +258,8 @@ def load_project(file: str | Path | None = None) -> Project:
         file=path,
         tracking_uri=uri,
         actor=_account_name(uri) or os.environ.get("MLOPS_ACTOR") or _login_name(),
+        signing_key=Path(os.environ["MLOPS_SIGNING_KEY"]).resolve() if os.environ.get("MLOPS_SIGNING_KEY") else None,
+        trusted_keys=(*project.trusted_keys, *_read_trusted_keys()),
         run_id=os.environ.get("MLFLOW_RUN_ID") or None,
         notebook=os.environ.get("MLOPS_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME") or None,
         outputs=Path(os.environ["MLOPS_OUTPUTS"]).resolve() if os.environ.get("MLOPS_OUTPUTS") else None,
@@ -251,6 +277,17 @@ def _account_name(uri: str) -> str | None:
         stored.read(Path("~/.mlflow/credentials").expanduser(), encoding="utf-8")
     named = stored.get("mlflow", "mlflow_tracking_username", fallback=None)
     return os.environ.get("MLFLOW_TRACKING_USERNAME") or named or parts.username
+
+
+def _read_trusted_keys() -> tuple[str, ...]:
+    """Return the public keys in the folder that ``MLOPS_TRUSTED_KEYS`` names; naming one without keys is a mistake."""
+    named = os.environ.get("MLOPS_TRUSTED_KEYS")
+    if not named:
+        return ()
+    keys = tuple(path.read_text(encoding="utf-8").strip() for path in sorted(Path(named).glob("*.pub")))
+    if not any(keys):
+        raise SigningKeyError(Path(named), "holds no public key")
+    return tuple(key for key in keys if key)
 
 
 def _login_name() -> str:

@@ -29,7 +29,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import data, integrity, liveness, store
+from mlops_lib import data, integrity, liveness, signing, store
 from mlops_lib.errors import MetricValueError
 from mlops_lib.project import Project, redact
 
@@ -183,12 +183,13 @@ def log_model(
 
     Raises
     ------
-    UntrustedTypesError
+    UntrustedTypesError, ModelNotSavableError, UnreviewedVersionError, SigningKeyError
         Before anything is written.
     """
     from mlflow.models import infer_signature  # noqa: PLC0415 - as above
 
     trusted = integrity.list_trusted_types(model, extra=project.trusted_types)
+    sign = signing.read_signer(project.signing_key)  # before anything is written
     sample = _as_float(X.iloc[:: max(1, len(X) // SIGNATURE_ROWS)].head(SIGNATURE_ROWS))
     is_classifier = hasattr(model, "predict_proba")
     predict = model.predict_proba if is_classifier else model.predict
@@ -222,6 +223,8 @@ def log_model(
         integrity.MANIFEST_TAG: json.dumps(manifest, sort_keys=True, separators=(",", ":")),
         integrity.DIGEST_TAG: digest,
     }
+    if sign:
+        tags[signing.MANIFEST_SIGNATURE_TAG] = sign(signing.manifest_text(project.name, digest))
     client.set_logged_model_tags(info.model_id, tags)
     return LoggedModel(info.model_id, info.run_id, digest)
 

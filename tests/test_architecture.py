@@ -15,7 +15,10 @@ RANKS = {
     "errors": 0,
     **dict.fromkeys(("report", "reads"), 1),
     **dict.fromkeys(
-        ("project", "data", "contracts", "evaluation", "monitoring", "kernels", "store", "integrity", "liveness"),
+        (
+            *("project", "data", "contracts", "evaluation", "monitoring"),
+            *("kernels", "store", "integrity", "liveness", "signing"),
+        ),
         2,
     ),
     **dict.fromkeys(("tracking", "registry"), 3),

@@ -103,9 +103,39 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "package that you trust, name them in Project(trusted_types=...). Nothing was saved or loaded.",
     ),
     (
+        errors.ModelLimitError("Version 7 of 'toy'", "model.skops", "inflates to bytes:", found=3 << 30, limit=2 << 30),
+        "Version 7 of 'toy' was not loaded: 'model.skops' inflates to bytes: 3,221,225,472, the limit is "
+        "2,147,483,648. Nothing of it was deserialized. Make the model smaller, or raise the limit in "
+        "mlops_lib/integrity/limits.py.",
+    ),
+    (
+        errors.UntrustedTypesError("The model", ("__main__.Scale", "mine.<lambda>", "mine.Model")),
+        "The model contains types that are not on the reviewed list: __main__.Scale, mine.<lambda>, mine.Model. Where "
+        "the model is loaded nothing can import __main__.Scale, mine.<lambda>: put what a notebook defines in an "
+        "installed package, give a lambda a name there, and name that in Project(trusted_types=...). "
+        "Nothing was saved or loaded.",
+    ),
+    (
+        errors.UnreviewedVersionError("0.17.0", "1.9.1", ("skops 0.16.0 with scikit-learn 1.9",)),
+        "The types that a model may contain were not reviewed for skops 0.17.0 with scikit-learn 1.9.1, but for skops "
+        "0.16.0 with scikit-learn 1.9. Install those, or review the new ones as mlops_lib/integrity/types.py "
+        "describes. Nothing was saved or loaded.",
+    ),
+    (
         errors.ModelNotSavableError("The model", "it refers to itself"),
         "The model cannot be saved with skops: it refers to itself. Build it from importable functions and classes, "
         "without lambdas or references to itself. Nothing was saved.",
+    ),
+    (
+        errors.SigningKeyError(Path("/keys/signing.key"), "is no Ed25519 key"),
+        "'/keys/signing.key' is no Ed25519 key. 'mlops keys FOLDER' makes a pair; MLOPS_SIGNING_KEY names a private "
+        "key, MLOPS_TRUSTED_KEYS a folder of public ones (*.pub). Nothing was signed or changed.",
+    ),
+    (
+        errors.SignatureError("Version 7 of 'toy'", "has no signature"),
+        "Version 7 of 'toy' has no signature. This project trusts only what a key of Project(trusted_keys=...) or of "
+        "MLOPS_TRUSTED_KEYS has signed. Have it logged again by somebody who has such a key, or add the key that it "
+        "was signed with. Nothing was loaded or changed.",
     ),
     (
         errors.MetricValueError("test_roc_auc", float("inf")),

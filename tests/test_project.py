@@ -258,3 +258,17 @@ def test_production_is_the_last_stage_and_unknown_stages_are_refused(with_period
     with_periods.raise_for_stage("staging")
     with pytest.raises(UnknownStageError, match=r"Did you mean 'prod'"):
         with_periods.raise_for_stage("Prod")
+
+
+def test_secrets_are_named_ones_and_the_passwords_of_urls(tmp_path: Path) -> None:
+    environment = {
+        "WEATHER_TOKEN": "from-the-weather",
+        "SHORT_TOKEN": "abc",
+        "DATABASE_URL": "postgresql://ada:p%3Assword@db/x",
+        "BROKEN": "http://[half",
+        "HOME": "/home/ada",
+    }
+    project = Project(
+        "toy", tmp_path, "y", (), (), "a", "l", tracking_uri="postgresql://ada:pg@db/mlflow", environ=environment
+    )
+    assert project.secrets == ("from-the-weather", "p%3Assword", "p:ssword", "pg")

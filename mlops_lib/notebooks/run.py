@@ -559,11 +559,23 @@ def _line_number(traceback: list[str]) -> int | None:
 
 
 def _write_html(nb: nbformat.NotebookNode, path: Path) -> None:
-    """Write the report: outputs and text, code hidden, fit to send to someone."""
+    """Write the report: outputs and text, code hidden, fit to send to someone.
+
+    Outputs are shown as they are, since taking markup away would spoil diagrams and styled tables; instead the page's
+    first line tells the browser to run nothing and to load nothing from elsewhere.
+    """
     with _exporting:
         body, _ = _exporter().from_notebook_node(nb, resources={"metadata": {"name": path.stem}})
+    before, head, after = body.partition("<head>")
     with data.atomic_write(path, "w") as file:
-        file.write(body)
+        file.write(f"{before}{head}{INERT}{after}")
+
+
+# No script, handler, frame, form or foreign picture: what a notebook's output holds came from data and from packages.
+INERT = (
+    """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; """
+    """style-src 'unsafe-inline'; font-src data:; base-uri 'none'; form-action 'none'">"""
+)
 
 
 _exporting = threading.Lock()

@@ -1,0 +1,361 @@
+"""A model whose numbers lead outside it is refused before it predicts, though its digest is right and its types are."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+from estimators import MODELS, SEEDED, make_training, save_model
+from sklearn import ensemble, neighbors, preprocessing, svm, tree
+from sklearn.pipeline import make_pipeline
+
+from mlops_lib import integrity
+from mlops_lib.errors import ModelFileError
+from mlops_lib.integrity import bounds
+
+X = np.random.default_rng(0).normal(size=(60, 3))
+FRAME = pd.DataFrame(X, columns=["a", "b", "c"])
+Y = (X[:, 0] + X[:, 1] > 0).astype(int)
+CLASSES = np.digitize(X[:, 0], [-0.5, 0.5])
+
+
+def rewrite_tree(model: Any, **changes: Any) -> None:
+    """Put other values into a decision tree's node 0, or other counts, as a file could."""
+    found = model if isinstance(model, tree._tree.Tree) else model.tree_
+    state = found.__getstate__()
+    nodes = state["nodes"].copy()
+    for field, value in changes.items():
+        if field in nodes.dtype.names:
+            nodes[field][0] = value
+        else:
+            state[field] = value
+    found.__setstate__({**state, "nodes": nodes})
+
+
+def rewrite_nodes(model: Any, **changes: Any) -> None:
+    """Put other values into node 0 of the first tree of histogram gradient boosting."""
+    nodes = model._predictors[0][0].nodes
+    for field, value in changes.items():
+        nodes[field][0] = value
+
+
+def rewrite_state(found: Any, n: int, change: Callable[[Any], Any]) -> None:
+    """Change one item of a neighbours' tree's state."""
+    state = list(found.__getstate__())
+    state[n] = change(state[n].copy() if isinstance(state[n], np.ndarray) else state[n])
+    found.__setstate__(tuple(state))
+
+
+def put(array: Any, value: Any, *, field: str | None = None) -> Any:
+    """Return an array whose first item is another."""
+    (array[field] if field else array)[0] = value
+    return array
+
+
+def single() -> Any:
+    return tree.DecisionTreeClassifier(**SEEDED).fit(FRAME, Y)
+
+
+def forest() -> Any:
+    return ensemble.RandomForestClassifier(2, **SEEDED).fit(FRAME, Y)
+
+
+def boosting() -> Any:
+    return ensemble.GradientBoostingClassifier(n_estimators=2, **SEEDED).fit(FRAME, CLASSES)
+
+
+def hist() -> Any:
+    return ensemble.HistGradientBoostingClassifier(max_iter=2, min_samples_leaf=5, **SEEDED).fit(FRAME, Y)
+
+
+def hist_with_categories() -> Any:
+    columns = np.c_[CLASSES, X]
+    return ensemble.HistGradientBoostingClassifier(
+        max_iter=2, min_samples_leaf=5, categorical_features=[0], **SEEDED
+    ).fit(columns, CLASSES == 1)
+
+
+def hist_of_text() -> Any:
+    frame = pd.DataFrame({"color": np.array(["red", "green", "blue"])[CLASSES], "size": X[:, 1]})
+    return ensemble.HistGradientBoostingClassifier(
+        max_iter=2, min_samples_leaf=5, categorical_features=["color"], **SEEDED
+    ).fit(frame, CLASSES == 1)
+
+
+def knn(**options: Any) -> Any:
+    return neighbors.KNeighborsClassifier(leaf_size=5, **options).fit(FRAME, Y)
+
+
+def kd_tree() -> Any:
+    return knn(algorithm="kd_tree")
+
+
+def ball_tree() -> Any:
+    return knn(algorithm="ball_tree")
+
+
+def svc() -> Any:
+    return svm.SVC().fit(FRAME, CLASSES)
+
+
+def svr() -> Any:
+    return svm.SVR().fit(FRAME, X[:, 0])
+
+
+def spline() -> Any:
+    return preprocessing.SplineTransformer(n_knots=4).fit(FRAME)
+
+
+def kmeans() -> Any:
+    from sklearn.cluster import KMeans
+
+    return KMeans(3, n_init=1, **SEEDED).fit(FRAME)
+
+
+def sparse() -> Any:
+    return {"counts": scipy.sparse.csr_matrix(np.eye(3))}
+
+
+def replace(model: Any, **attributes: Any) -> None:
+    for name, value in attributes.items():
+        setattr(model, name, value)
+
+
+def add_category(model: Any) -> None:
+    model._bin_mapper.bin_thresholds_[0] = np.array([0.0, 300.0])
+
+
+def forget_categories(model: Any) -> None:
+    model._bin_mapper.is_categorical_ = np.zeros(4, dtype=bool)
+
+
+def drop_bitsets(model: Any) -> None:
+    predictor = model._predictors[0][0]
+    predictor.raw_left_cat_bitsets = predictor.raw_left_cat_bitsets[:0]
+
+
+def narrow_bitsets(model: Any) -> None:
+    predictor = model._predictors[0][0]
+    predictor.raw_left_cat_bitsets = predictor.raw_left_cat_bitsets[:, :1]
+
+
+def drop_column(model: Any) -> None:
+    steps = model._preprocessor.transformers_
+    model._preprocessor.transformers_ = [steps[0], (*steps[1][:2], np.array([False, False])), *steps[2:]]
+
+
+def reorder_column(model: Any) -> None:
+    model._preprocessor.transformers_[0] = ("encoder", "passthrough", np.array([True, False]))
+
+
+CRAFTED: list[tuple[Callable[[], Any], Callable[[Any], object], str]] = [
+    (single, lambda m: rewrite_tree(m, left_child=2_000_000_000), r"Tree that points to node \[2000000000\] of"),
+    (single, lambda m: rewrite_tree(m, right_child=-7), r"points to node \[-7\] of"),
+    (single, lambda m: rewrite_tree(m, left_child=0), r"goes round in a circle at node \[0\]"),
+    (single, lambda m: rewrite_tree(m, left_child=m.tree_.children_right[0]), "a node with two parents"),
+    (single, lambda m: rewrite_tree(m, feature=3), r"reads column \[3\] of 3"),
+    (single, lambda m: rewrite_tree(m, feature=-2), r"reads column \[-2\] of 3"),
+    (single, lambda m: rewrite_tree(m, threshold=np.nan), "a threshold that is no number"),
+    (single, lambda m: rewrite_tree(m, node_count=2_000_000_000), "claims 2000000000 nodes"),
+    (single, lambda m: rewrite_tree(m, node_count=0), "claims 0 nodes"),
+    (single, lambda m: rewrite_tree(m, max_depth=0), "deep and claims 0"),
+    (single, lambda m: replace(m, n_features_in_=2), "checks other columns than its tree reads"),
+    (single, lambda m: delattr(m, "n_features_in_"), "AttributeError"),
+    (single, lambda m: replace(m, tree_=1), "has a int for a tree"),
+    (forest, lambda m: rewrite_tree(m.estimators_[1], left_child=2_000_000_000), "points to node"),
+    (boosting, lambda m: rewrite_tree(m.estimators_[1, 0], left_child=2_000_000_000), "points to node"),
+    (boosting, lambda m: replace(m, n_features_in_=2), "checks other columns than its trees read"),
+    (boosting, lambda m: replace(m, estimators_=np.c_[m.estimators_, m.estimators_]), "has 6 trees a step, needs 3"),
+    (
+        boosting,
+        lambda m: replace(m, estimators_=np.c_[m.estimators_, m.estimators_], n_trees_per_iteration_=6),
+        "has 6 trees a step for 3 columns",
+    ),
+    (boosting, lambda m: replace(m, estimators_=m.estimators_.tolist()), "has no table of trees"),
+    (boosting, lambda m: replace(m.estimators_[0, 0], tree_="a"), "has a str for a tree"),
+    (hist, lambda m: rewrite_nodes(m, left=2_000_000_000), "TreePredictor that points to node"),
+    (hist, lambda m: rewrite_nodes(m, right=0), "goes round in a circle"),
+    (hist, lambda m: rewrite_nodes(m, feature_idx=3), r"reads column \[3\] of 3"),
+    (hist, lambda m: rewrite_nodes(m, feature_idx=-1), r"reads column \[-1\] of 3"),
+    (hist, lambda m: rewrite_nodes(m, num_threshold=np.nan), "a threshold that is no number"),
+    (hist, lambda m: rewrite_nodes(m, is_categorical=1), "reads a number as a category"),
+    (hist, lambda m: replace(m, n_features_in_=2), "maps other columns than it checks"),
+    (hist, lambda m: replace(m._predictors[0][0], nodes=np.zeros(3)), "IndexError"),
+    (hist, lambda m: replace(m, _predictors=[[1]]), "has a int for a tree"),
+    (hist_with_categories, add_category, "knows a category outside 0 to 255"),
+    (hist_with_categories, forget_categories, "reads a number as a category"),
+    (hist_with_categories, drop_bitsets, "points outside its 0 sets"),
+    (hist_with_categories, narrow_bitsets, r"has sets of categories of shape \(\d+, 1\)"),
+    (hist_of_text, drop_column, "drops or repeats columns"),
+    (hist_of_text, reorder_column, "begins with foreign steps"),
+    (hist_of_text, lambda m: replace(m._preprocessor.transformers_[1][1], func=np.sum), "AttributeError|of its own"),
+    (hist_of_text, lambda m: replace(m, _preprocessor=preprocessing.StandardScaler()), "begins with a StandardScaler"),
+    (kd_tree, lambda m: rewrite_state(m._tree, 1, lambda a: put(a, 2_000_000_000)), "points to rows outside its 60"),
+    (ball_tree, lambda m: rewrite_state(m._tree, 1, lambda a: put(a, -1)), "BallTree that points to rows outside"),
+    (kd_tree, lambda m: rewrite_state(m._tree, 2, lambda a: put(a, 10**9, field="idx_end")), "a node of rows outside"),
+    (kd_tree, lambda m: rewrite_state(m._tree, 2, lambda a: put(a, -1, field="idx_start")), "a node of rows outside"),
+    (kd_tree, lambda m: rewrite_state(m._tree, 2, lambda a: put(a[::-1].copy(), 0, field="is_leaf")), "no leaves"),
+    (kd_tree, lambda m: rewrite_state(m._tree, 2, lambda a: a[:1]), "nodes on"),
+    (kd_tree, lambda m: rewrite_state(m._tree, 3, lambda a: a[:, :1].copy()), "has bounds of shape"),
+    (kd_tree, lambda m: rewrite_state(m._tree, 6, lambda n: n + 100), "claims 115 nodes"),
+    (kd_tree, lambda m: replace(m, _y=m._y + 5), "has a label outside its 2 classes"),
+    (kd_tree, lambda m: replace(m, _y=m._y[:3]), "remembers more rows than labels"),
+    (kd_tree, lambda m: replace(m, _fit_X=m._fit_X[:, :2]), "remembers other columns"),
+    (svc, lambda m: replace(m, _n_support=np.array([2_000_000_000, 1, 1], dtype="int32")), "support vectors and has"),
+    (svc, lambda m: replace(m, _n_support=m._n_support[[0, 0, 0]] * [-1, 1, 1]), "support vectors and has"),
+    (svc, lambda m: replace(m, support_vectors_=m.support_vectors_[:, :1]), "has vectors of another shape"),
+    (svc, lambda m: replace(m, _dual_coef_=m._dual_coef_[:, :1]), r"has coefficients of shape \(2, 1\)"),
+    (svc, lambda m: replace(m, _intercept_=m._intercept_[:1]), "has no 3 intercepts"),
+    (svc, lambda m: replace(m, _probA=np.zeros(1)), "has no 3 calibrations"),
+    (svr, lambda m: replace(m, _n_support=m._n_support * 100), "support vectors and has"),
+    (kmeans, lambda m: replace(m, cluster_centers_=m.cluster_centers_[:, :1]), "centers of other columns"),
+    (kmeans, lambda m: replace(m, cluster_centers_=m.cluster_centers_[0]), "no table of centers"),
+    (spline, lambda m: replace(m.bsplines_[0], k=100), "BSpline that ValueError"),
+    (sparse, lambda m: put(m["counts"].indices, 2_000_000_000), "csr_matrix that ValueError"),
+    (sparse, lambda m: m.update(counts=_coo_outside()), "names a row or column outside"),
+]
+
+
+def _coo_outside() -> Any:
+    matrix = scipy.sparse.coo_matrix(np.eye(3))
+    matrix.col[0] = 2_000_000_000
+    return matrix
+
+
+@pytest.mark.parametrize(("make", "spoil", "reason"), CRAFTED)
+def test_numbers_that_lead_outside_the_model_are_found(
+    make: Callable[[], Any], spoil: Callable[[Any], object], reason: str
+) -> None:
+    model = make()
+    bounds.raise_for_bounds(model, file="model.skops", name="The model")
+    spoil(model)
+    with pytest.raises(ModelFileError, match=reason) as caught:
+        bounds.raise_for_bounds(model, file="model.skops", name="The model")
+    assert caught.value.is_deserialized
+
+
+class Holder:
+    __slots__ = ("kept",)
+
+    def __init__(self, kept: Any) -> None:
+        self.kept = kept
+
+    def method(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda found: {"deep": [({1}, {"er": found})]},
+        lambda found: make_pipeline(preprocessing.StandardScaler(), found),
+        lambda found: np.array([None, found], dtype=object),
+        Holder,
+        lambda found: Holder(found).method,
+        lambda found: __import__("functools").partial(print, key=found),
+        lambda found: preprocessing.FunctionTransformer(kw_args={"a": found}),
+        lambda found: {found: 1},
+    ],
+)
+def test_a_tree_is_found_wherever_it_sits(hide: Callable[[Any], Any]) -> None:
+    model = single()
+    rewrite_tree(model, left_child=2_000_000_000)
+    with pytest.raises(ModelFileError, match="points to node"):
+        bounds.raise_for_bounds(hide(model), file="model.skops", name="The model")
+
+
+def test_an_object_that_holds_itself_is_looked_at_once() -> None:
+    round_trip: dict[str, Any] = {}
+    round_trip["self"] = [round_trip]
+    assert len(list(bounds.walk(round_trip))) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct.*:UserWarning")
+def test_every_check_is_asked_by_some_ordinary_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that scikit-learn moves elsewhere would otherwise no longer be looked at, without a word."""
+    asked = set()
+
+    def note(kind: str) -> Callable[[Any], None]:
+        return lambda _: asked.add(kind)
+
+    monkeypatch.setattr(bounds, "CHECKS", {kind: note(kind) for kind in bounds.CHECKS})
+    names = ("tree", "gradient_boosting", "hist_gradient_boosting", "knn_weighted", "knn_ball_tree", "svc", "clusters")
+    for name in (*names, "spline"):
+        bounds.raise_for_bounds(MODELS[name]().fit(*make_training()), file="model.skops", name="The model")
+    bounds.raise_for_bounds(sparse(), file="model.skops", name="The model")
+    assert asked == set(bounds.CHECKS)
+
+
+# Loads a folder and predicts, in a process of its own: with MLflow alone, or through the one loader.
+PLAIN = """
+import sys, mlflow, numpy as np
+model = mlflow.sklearn.load_model(sys.argv[1])
+print("loaded", flush=True)
+model.predict(np.random.default_rng(0).normal(size=(60, 3)))
+print("predicted")
+"""
+OURS = """
+import sys
+from pathlib import Path
+from mlops_lib import integrity
+from mlops_lib.errors import ModelFileError
+for folder in map(Path, sys.argv[1:]):
+    try:
+        integrity.load_model_files(folder, integrity.compute_manifest(folder), name="The model")
+    except ModelFileError as error:
+        print(error.reason)
+print("alive")
+"""
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_crafted_file_whose_digest_is_right_is_refused_and_the_process_lives(
+    tmp_path: Path, record: Callable[..., None]
+) -> None:
+    """Whoever may write to the registry can register the digest of what they wrote."""
+    import mlflow
+
+    folders = []
+    for make, spoil in (
+        (single, lambda m: rewrite_tree(m, left_child=2_000_000_000, right_child=2_000_000_000)),
+        (hist, lambda m: rewrite_nodes(m, left=2_000_000_000, right=2_000_000_000)),
+        (kd_tree, lambda m: rewrite_state(m._tree, 1, lambda a: a + 2_000_000_000)),
+    ):
+        model = make()
+        warmup = integrity.warmup_json(model, FRAME)
+        spoil(model)
+        folders.append(tmp_path / str(len(folders)))
+        save_model(model, folders[-1], FRAME, warmup=warmup)
+    crafted = single()
+    rewrite_tree(crafted, left_child=2_000_000_000, right_child=2_000_000_000)
+    types = integrity.list_trusted_types(crafted)
+    mlflow.sklearn.save_model(crafted, tmp_path / "plain", skops_trusted_types=types, pip_requirements=[])
+
+    plain = run(PLAIN, tmp_path / "plain")
+    assert plain.stdout.split() == ["loaded"]
+    assert plain.returncode < 0, "killed by a signal"
+    ours = run(OURS, *folders)
+    assert ours.returncode == 0, ours.stderr
+    assert [re.sub(r"\d+$", "n", line) for line in ours.stdout.splitlines()] == [
+        "holds a Tree that points to node [2000000000] of n",
+        "holds a TreePredictor that points to node [2000000000] of n",
+        "holds a KDTree that points to rows outside its n",
+        "alive",
+    ]
+    record(
+        16,
+        plain="MLflow loads it, and its first prediction kills the process",
+        ours="refused after its bounds were looked at, before it predicts; the process lives",
+    )
