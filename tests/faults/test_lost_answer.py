@@ -77,8 +77,9 @@ def behind_proxy(project: Project, proxy: Proxy) -> Project:
 def test_mlflow_alone_makes_two_versions(proxy: Proxy, record: Record) -> None:
     client, name = MlflowClient(proxy.address, proxy.address), f"plain-{uuid4().hex[:8]}"
     client.create_registered_model(name)
+    model = client.create_logged_model("0")
     proxy.lose.append("model-versions/create")
-    made = client.create_model_version(name, source="mlflow-artifacts:/nothing")
+    made = client.create_model_version(name, source=f"models:/{model.model_id}", model_id=model.model_id)
     assert proxy.lost == ["model-versions/create"]
     assert int(made.version) == 2
     assert len(client.search_model_versions(f"name = '{name}'")) == 2
