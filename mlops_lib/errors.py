@@ -358,6 +358,18 @@ class ModelNotSavableError(MlopsError, TypeError):
         )
 
 
+@dataclass(eq=False)
+class NotCompilableError(MlopsError, NotImplementedError):
+    """A part of a pipeline that has no exact scorer in plain Python."""
+
+    what: str
+    supported: str
+
+    def __str__(self) -> str:
+        """Name the part and what could be in its place."""
+        return f"There is no exact scorer for {self.what}: {self.supported}. The pipeline itself is used."
+
+
 # --- signing -----------------------------------------------------------------------------------------------------
 
 

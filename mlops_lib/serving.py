@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from mlops_lib import contracts
+from mlops_lib import compiled, contracts
 from mlops_lib.errors import MlopsError, PayloadError, PortTakenError
 from mlops_lib.registry import Release
 
@@ -39,6 +39,7 @@ def create_app(release: Release) -> FastAPI:
     app = FastAPI(title=release.name, docs_url=None, redoc_url=None, openapi_url=None)
     # One row of a request has no key, and the share of bad rows is the caller's business: one is too many.
     contract = replace(contracts.Contract.from_dict(release.files.contract), keys=())
+    scorer = compiled.scorer_for(release.model, release.files.compiled)
     headers = {"X-Model-Version": str(release.version), "X-Model-Digest": release.digest}
 
     @app.get("/ping")
@@ -65,17 +66,21 @@ def create_app(release: Release) -> FastAPI:
             ]
             message = f"{len(rows)} of {len(frame)} rows break the contract. Nothing was scored."
             return JSONResponse({"error": message, "rows": rows[:100]}, status_code=422, headers=headers)
-        predictions = predict(release, split.good)
+        predictions = predict(release, split.good, scorer)
         return JSONResponse({"predictions": predictions}, headers=headers)
 
     return app
 
 
-def predict(release: Release, rows: pd.DataFrame) -> list[Any]:
-    """Return what MLflow's own server would: probabilities per class, or the prediction of a model without them."""
-    model = release.model
-    method = model.predict_proba if hasattr(model, "predict_proba") else model.predict
-    values = np.asarray(method(rows[release.features]), dtype=float)
+def predict(release: Release, rows: pd.DataFrame, scorer: compiled.Scorer | None = None) -> list[Any]:
+    """Return what MLflow's own server would: probabilities per class, or the prediction of a model without them.
+
+    Parameters
+    ----------
+    scorer : Scorer, optional
+        Answers instead of the pipeline, with the same bits, where the rows are few enough.
+    """
+    values = scorer.predict_rows(rows) if scorer else compiled.predict(release.model, rows[release.features])
     if not np.isfinite(values).all():
         raise ValueError("the model returned a value that is not finite")
     return list(values.tolist())

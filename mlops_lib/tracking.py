@@ -29,7 +29,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import data, integrity, liveness, signing, store
+from mlops_lib import compiled, data, integrity, liveness, signing, store
 from mlops_lib.errors import MetricValueError
 from mlops_lib.project import Project, redact
 
@@ -208,6 +208,7 @@ def log_model(
         integrity.CONTRACT_FILE: json.dumps(contract, sort_keys=True) if contract else None,
         integrity.PROFILE_FILE: json.dumps(profile, sort_keys=True) if profile else None,
         integrity.WARMUP_FILE: integrity.warmup_json(model, sample.head(WARMUP_ROWS)),
+        integrity.COMPILED_FILE: json.dumps(compiled.prove(model, sample), sort_keys=True),
     }
     client = MlflowClient()
     with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ RANKS = {
     **dict.fromkeys(
         (
             *("project", "data", "contracts", "evaluation", "monitoring"),
-            *("kernels", "store", "integrity", "liveness", "signing"),
+            *("compiled", "kernels", "store", "integrity", "liveness", "signing"),
         ),
         2,
     ),

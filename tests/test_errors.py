@@ -127,6 +127,10 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "without lambdas or references to itself. Nothing was saved.",
     ),
     (
+        errors.NotCompilableError("PCA", "transformers are Pipeline, ColumnTransformer"),
+        "There is no exact scorer for PCA: transformers are Pipeline, ColumnTransformer. The pipeline itself is used.",
+    ),
+    (
         errors.SigningKeyError(Path("/keys/signing.key"), "is no Ed25519 key"),
         "'/keys/signing.key' is no Ed25519 key. 'mlops keys FOLDER' makes a pair; MLOPS_SIGNING_KEY names a private "
         "key, MLOPS_TRUSTED_KEYS a folder of public ones (*.pub). Nothing was signed or changed.",

@@ -79,6 +79,29 @@ def test_every_form_of_mlflow_gets_the_numbers_of_stock_mlflow(
     assert set(answer.json()) == {"predictions"}
 
 
+def test_one_row_is_answered_by_the_exact_scorer_with_the_bits_of_stock_mlflow(
+    registered: Project, release: Release, rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.connect(registered.tracking_uri)
+    stock = mlflow.pyfunc.load_model(f"models:/{release.model_id}")
+    expected = [stock.predict(rows.iloc[[i]])[0].tolist() for i in range(len(rows))]
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the pipeline was asked")
+
+    with TestClient(serving.create_app(release)) as client:
+        monkeypatch.setattr(type(release.model), "predict_proba", refuse)
+        answers = [ask(client, dataframe_records=[row]).json()["predictions"][0] for row in rows.to_dict("records")]
+    assert answers == expected
+
+
+def test_without_a_verdict_the_pipeline_answers(release: Release, rows: pd.DataFrame) -> None:
+    plain = replace(release, files=replace(release.files, compiled={"equal": False, "reason": "told"}))
+    with TestClient(serving.create_app(plain)) as client:
+        answers = ask(client, dataframe_records=rows.head(1).to_dict("records")).json()["predictions"]
+    assert answers == release.model.predict_proba(rows.head(1)).tolist()
+
+
 def test_every_answer_says_which_version_gave_it(client: TestClient, release: Release) -> None:
     answers = [
         client.get("/ping"),

@@ -9,6 +9,7 @@ predictions. A file with one byte changed is refused by name before any of it is
 """
 
 from mlops_lib.integrity.loader import (
+    COMPILED_FILE,
     CONTRACT_FILE,
     MLMODEL_FILE,
     MODEL_FILE,
@@ -23,6 +24,7 @@ from mlops_lib.integrity.manifest import DIGEST_TAG, MANIFEST_TAG, compute_diges
 from mlops_lib.integrity.types import TRUSTED_TYPES, list_trusted_types
 
 __all__ = [
+    "COMPILED_FILE",
     "CONTRACT_FILE",
     "DIGEST_TAG",
     "MANIFEST_TAG",

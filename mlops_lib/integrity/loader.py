@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mlops_lib.integrity.types import raise_for_types, raise_for_versions
 CONTRACT_FILE = "contract.json"
 PROFILE_FILE = "profile.json"
 WARMUP_FILE = "warmup.json"
+COMPILED_FILE = "compiled.json"
 MODEL_FILE = "model.skops"
 MLMODEL_FILE = "MLmodel"
 # What MLflow writes about a scikit-learn model; of these only the two below may name code, and must name this.
@@ -43,6 +44,8 @@ class ModelFiles:
         What was stored beside the model; empty where nothing was.
     digest : str
         SHA-256 of the manifest: the model's identity.
+    compiled : dict
+        The verdict on the model's exact scorer, for ``compiled.scorer_for``; empty for a model logged without one.
     """
 
     model: Any
@@ -50,6 +53,7 @@ class ModelFiles:
     contract: Mapping[str, Any]
     profile: Mapping[str, Any]
     digest: str
+    compiled: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, extra: Iterable[str] = ()) -> ModelFiles:
@@ -80,7 +84,8 @@ def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, ex
     model = _read_model(folder / MODEL_FILE, extra, name)
     raise_for_bounds(model, file=MODEL_FILE, name=name)
     _raise_for_warmup(warmup, model, name)
-    return ModelFiles(model, metadata, contract, profile, compute_digest(manifest))
+    compiled = _read_json(folder, COMPILED_FILE, name)
+    return ModelFiles(model, metadata, contract, profile, compute_digest(manifest), compiled)
 
 
 def warmup_json(model: Any, rows: pd.DataFrame) -> str:
