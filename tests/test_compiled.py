@@ -308,6 +308,18 @@ def test_any_number_gets_the_pipelines_answer(fitted: Any, value: Any) -> None:
     assert scorer.predict_row(row) == tuple(fitted.predict_proba(frame)[0])
 
 
+def test_a_category_that_no_tree_looks_at_is_refused_too() -> None:
+    rows = make_table(300, seed=2)
+    columns = make_column_transformer((OneHotEncoder(), TEXT), (SimpleImputer(), ["size"]), sparse_threshold=0)
+    model = make_pipeline(columns, DecisionTreeClassifier(max_depth=1)).fit(rows, rows["size"] > 10)
+    verdict = compiled.prove(model, rows)
+    assert verdict["equal"], verdict
+    scorer = compiled.generate(model, dtypes_of(rows))
+    assert scorer.function(*ROW.values()) is not None
+    with pytest.raises(ValueError, match="unknown categories"):
+        scorer.score_row({**ROW, "shape": "no shape"})
+
+
 def test_a_batch_with_a_row_that_is_unsure_is_the_pipelines(fitted: Any) -> None:
     rows = make_table(50, seed=2)
     scorer = compiled.generate(fitted, dtypes_of(rows))
@@ -337,6 +349,22 @@ def refuse(model: Any, rows: pd.DataFrame, target: str = "two") -> str:
     assert verdict == {"equal": False, "reason": str(caught.value)}
     assert compiled.scorer_for(model, verdict) is None
     return caught.value.what
+
+
+HOSTILE = "a'\"]\n    raise SystemExit  # \u2028{}"
+
+
+def test_names_and_categories_are_text_in_the_source_and_nothing_else() -> None:
+    rows = pd.DataFrame({HOSTILE: pd.array([HOSTILE, "b", "c"] * 50, dtype="str"), "{x}": np.arange(150.0)})
+    model = make_pipeline(
+        make_column_transformer((OneHotEncoder(handle_unknown="ignore"), [HOSTILE]), remainder="passthrough"),
+        DecisionTreeClassifier(),
+    ).fit(rows, rows[HOSTILE] == "b")
+    verdict = compiled.prove(model, rows)
+    assert verdict["equal"], verdict
+    scorer = compiled.scorer_for(model, verdict)
+    assert scorer is not None
+    assert scorer.score_row({HOSTILE: "b", "{x}": 1.0}) == 1.0
 
 
 def test_what_is_not_covered_is_named() -> None:
@@ -450,7 +478,9 @@ def test_rows_that_were_all_left_to_the_pipeline_prove_nothing() -> None:
     assert not compiled.Comparison(n_rows=0, n_declined=9, n_single=0, n_different=0).is_equal
 
 
-@pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"versions": {"numpy": "1.0"}}, {"equal": False}])
+@pytest.mark.parametrize(
+    "change", [{"sha256": "0" * 64}, {"versions": {"numpy": "1.0"}}, {"versions": None}, {"equal": False}]
+)
 def test_a_verdict_on_something_else_is_no_verdict(change: dict[str, Any]) -> None:
     rows = make_table(300, seed=4)[["size", "weight"]].fillna(0.0)
     model = LinearRegression().fit(rows, rows["size"])

@@ -222,6 +222,8 @@ def _prepare_classic(source: Source, matrix: Matrix, trees: Sequence[Any], *, mi
     """Write what the nodes compare, before the first of them, and the checks of scikit-learn's float32."""
     used = sorted({int(f) for tree in trees for f in tree.feature if f >= 0})
     for i, column in enumerate(matrix.columns):
+        if column.lookup:
+            column.lookup.row()  # in any case: it may refuse a category that no tree looks at
         if column.lookup is None or i in used:
             column.number()
         if column.bound > FLOAT32_MAX:

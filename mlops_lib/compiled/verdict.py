@@ -187,7 +187,7 @@ def scorer_for(model: Any, verdict: Mapping[str, Any]) -> Scorer | None:
     verdict : mapping
         As :func:`prove` made it; empty for a model without one.
     """
-    if not verdict.get("equal") or verdict["versions"] != _versions():
+    if not verdict.get("equal") or verdict.get("versions") != _versions():
         return None
     try:
         scorer = generate(model, verdict["dtypes"])
