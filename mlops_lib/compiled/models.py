@@ -41,7 +41,7 @@ from mlops_lib.compiled.source import FLOAT32_MAX, Column, Lookup, Matrix, Sourc
 from mlops_lib.compiled.transforms import write_encoder
 from mlops_lib.errors import NotCompilableError
 
-# Python allows 100 levels of indentation; compiling so many nodes takes about a second and 170 MB (ci/bench compiled).
+# Python allows 100 levels of indentation; compiling so many nodes takes a second and some 100 MB (ci/bench compiled).
 MAX_DEPTH = 80
 MAX_NODES = 50_000
 
