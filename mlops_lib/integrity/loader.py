@@ -21,6 +21,7 @@ from mlops_lib.integrity.types import raise_for_types, raise_for_versions
 CONTRACT_FILE = "contract.json"
 PROFILE_FILE = "profile.json"
 WARMUP_FILE = "warmup.json"
+TRAINING_FILE = "training_rows.npy"
 MODEL_FILE = "model.skops"
 MLMODEL_FILE = "MLmodel"
 # What MLflow writes about a scikit-learn model; of these only the two below may name code, and must name this.
@@ -43,6 +44,10 @@ class ModelFiles:
         What was stored beside the model; empty where nothing was.
     digest : str
         SHA-256 of the manifest: the model's identity.
+    n_bytes : int
+        Size of all files together.
+    training_rows : structured ndarray of shape (n_rows,), or None
+        64-bit hashes of the rows it was trained on: field ``content``, and ``key`` where keys were given.
     """
 
     model: Any
@@ -50,6 +55,8 @@ class ModelFiles:
     contract: Mapping[str, Any]
     profile: Mapping[str, Any]
     digest: str
+    n_bytes: int = 0
+    training_rows: np.ndarray[Any, Any] | None = None
 
 
 def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, extra: Iterable[str] = ()) -> ModelFiles:
@@ -80,7 +87,9 @@ def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, ex
     model = _read_model(folder / MODEL_FILE, extra, name)
     raise_for_bounds(model, file=MODEL_FILE, name=name)
     _raise_for_warmup(warmup, model, name)
-    return ModelFiles(model, metadata, contract, profile, compute_digest(manifest))
+    n_bytes = sum(int(file["size"]) for file in manifest.values())
+    training_rows = _read_training_rows(folder / TRAINING_FILE, name)
+    return ModelFiles(model, metadata, contract, profile, compute_digest(manifest), n_bytes, training_rows)
 
 
 def warmup_json(model: Any, rows: pd.DataFrame) -> str:
@@ -150,6 +159,19 @@ def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
         raise ModelFileError(name, file, f"is not readable ({type(error).__name__})") from error
+
+
+def _read_training_rows(path: Path, name: str) -> np.ndarray[Any, Any] | None:
+    """Return the hashes beside the model; mapped first, since a header may promise more rows than the file has."""
+    if not path.is_file():
+        return None
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, OverflowError) as error:
+        raise ModelFileError(name, path.name, f"is not readable ({type(error).__name__})") from error
+    if not isinstance(rows, np.ndarray) or rows.ndim != 1 or not {"content"} <= set(rows.dtype.names or ()):
+        raise ModelFileError(name, path.name, "holds something else than hashes of rows")
+    return np.array(rows)
 
 
 def _read_model(path: Path, extra: Iterable[str], name: str) -> Any:
