@@ -147,13 +147,15 @@ def _compare_metrics(project: Project, releases: Sequence[Release], periods: Seq
         return pd.DataFrame(), 0
     first, second = releases
     frame = pd.concat([_read_labelled(project, period) for period in periods], ignore_index=True)
-    good, scores, others = gates.score_both(project, second, first, frame)
+    evidence = gates.collect_evidence(project, second, first, frame)
+    y_true, scores, others = evidence.y_true, evidence.candidate, evidence.champion
     assert others is not None
-    y_true = frame.loc[good.index, project.target].to_numpy(dtype=int)
+    named = [gate.clusters for gate in project.gates if getattr(gate, "clusters", None)]
+    clusters = evidence.clusters(named[0] if named else None)  # rows that belong together for the gates do so here
     rows = []
     for name in evaluation.METRICS:
-        alone = [evaluation.compute_interval(y_true, score, name) for score in (others, scores)]
-        paired = evaluation.compute_paired_interval(y_true, scores, others, name)
+        alone = [evaluation.compute_interval(y_true, score, name, clusters=clusters) for score in (others, scores)]
+        paired = evaluation.compute_paired_interval(y_true, scores, others, name, clusters=clusters)
         better = "greater" if evaluation.METRICS[name].greater_is_better else "lower"
         cells = {f"version {r.version}": str(i) for r, i in zip(releases, alone, strict=True)}
         rows.append({"metric": name, **cells, "difference": str(paired), "better": better})

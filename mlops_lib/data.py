@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -315,6 +316,26 @@ def fingerprint_frame(frame: pd.DataFrame) -> str:
 
 def _kind(column: pd.Series[Any]) -> str:
     return "string" if pd.api.types.is_string_dtype(column.dtype) else str(column.dtype)
+
+
+def hash_rows(frame: pd.DataFrame) -> npt.NDArray[np.uint64]:
+    """Return 64 bits for each row's content, to find the same rows again in another table.
+
+    Columns count in their order, not by name. Numbers are compared as floats where that loses nothing, so that the same
+    row read back as integers is the same; missing values are alike. The hash is not salted: whoever can guess a row can
+    find out whether it is there.
+    """
+    kinds = {name: _plain(frame[name]) for name in frame.columns}
+    return np.asarray(pd.util.hash_pandas_object(pd.DataFrame(kinds), index=False), dtype=np.uint64)
+
+
+def _plain(column: pd.Series[Any]) -> pd.Series[Any]:
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return pd.to_datetime(column, utc=True).astype("datetime64[ns, UTC]")
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        floats = column.astype("Float64").astype("float64") + 0.0  # minus zero is zero
+        return floats if floats.abs().max() <= 2**53 or not len(floats) else column
+    return column.astype("str")
 
 
 def split_by_time(frame: pd.DataFrame, column: str, *, test_share: float) -> tuple[pd.DataFrame, pd.DataFrame]:

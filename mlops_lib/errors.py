@@ -953,7 +953,7 @@ class ScoreValuesError(MlopsError, ValueError):
     n_bad: int
     n_rows: int
     first_row: int
-    first_value: float
+    first_value: float | str
 
     def __str__(self) -> str:
         """Show the first of them."""
@@ -1009,17 +1009,65 @@ class UnknownMetricError(MlopsError, LookupError):
 
 
 @dataclass(eq=False)
-class ResamplingError(MlopsError, ValueError):
-    """Bootstrap settings that give no interval."""
+class ConfidenceError(MlopsError, ValueError):
+    """A confidence that gives no interval."""
 
-    n_resamples: int
     confidence: float
 
     def __str__(self) -> str:
-        """Give both settings."""
+        """Give the bounds."""
         return (
-            f"No interval follows from n_resamples={self.n_resamples} and confidence={self.confidence}. "
-            "At least 1 resample and a confidence between 0 and 1 are needed. Nothing was computed."
+            f"No interval follows from confidence={self.confidence}. It lies between 0 and 1, such as 0.95. "
+            "Nothing was computed."
+        )
+
+
+@dataclass(eq=False)
+class TooFewRowsError(MlopsError, ValueError):
+    """Fewer rows of a class, or fewer clusters, than an interval can be trusted with."""
+
+    n_rows: int
+    what: str
+    needed: int
+
+    def __str__(self) -> str:
+        """Give both numbers."""
+        return (
+            f"There are {self.n_rows} {self.what}, and an interval needs {self.needed}. Use a longer period or a "
+            "larger slice. Nothing was computed."
+        )
+
+
+# --- gates -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class FunctionSourceError(MlopsError, TypeError):
+    """A function whose source a gate's definition cannot contain."""
+
+    function: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Say why its source is needed."""
+        return (
+            f"'{self.function}' cannot be the change of a gate: {self.reason}. A verdict is bound to the source of "
+            "this function, so write it with 'def' at the top level of a file or cell. No gate was made."
+        )
+
+
+@dataclass(eq=False)
+class ChangedRowsError(MlopsError, ValueError):
+    """Changed rows that cannot be compared with the rows that they come from."""
+
+    function: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Say what a change returns."""
+        return (
+            f"The rows changed by '{self.function}' cannot be judged: {self.reason}. It returns the rows that it can "
+            "change, with their index, and within the contract. Nothing was computed."
         )
 
 

@@ -39,17 +39,28 @@ def format_value(value: object) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One check: its name, the value seen, the limit it was held to, its status and the reason for it."""
+    """One check: its name, the value seen, the limit it was held to, its status and the reason for it.
+
+    ``question`` says in plain words what was asked, for readers of the HTML table who do not know the name; ``unit`` is
+    that of the value.
+    """
 
     name: str
     value: float | int | str | None
     limit: str
     status: Status
     reason: str = ""
+    question: str = ""
+    unit: str = ""
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"status is {self.status!r}, needs one of {STATUSES}")
+
+    @property
+    def text(self) -> str:
+        """The value for people, with its unit."""
+        return f"{format_value(self.value)} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,16 +74,24 @@ class Report:
     rows : tuple of Row
     facts : dict of str to JSON values
         What the report is about (digests, versions, counts), for a machine.
+    note : str
+        A sentence that whoever reads the outcome has to know.
     """
 
     title: str
     rows: tuple[Row, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def failures(self) -> tuple[Row, ...]:
         """Rows that failed, in order."""
         return tuple(row for row in self.rows if row.status == "failed")
+
+    @property
+    def counts(self) -> dict[Status, int]:
+        """How many rows passed, failed and were not applicable."""
+        return {status: sum(row.status == status for row in self.rows) for status in STATUSES}
 
     @property
     def passed(self) -> bool:
@@ -87,8 +106,12 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; NaN and infinities become text, so that any parser reads them."""
-        rows = [_json_value(asdict(row)) for row in self.rows]
-        return {"title": self.title, "passed": self.passed, "facts": _json_value(self.facts), "rows": rows}
+        rows = [
+            _json_value({k: v for k, v in asdict(row).items() if v or k not in ("question", "unit")})
+            for row in self.rows
+        ]
+        values = {"title": self.title, "passed": self.passed, "facts": _json_value(self.facts), "rows": rows}
+        return values | ({"note": self.note} if self.note else {})
 
     def to_json(self) -> str:
         """Return canonical JSON: sorted keys, no NaN."""
@@ -97,40 +120,53 @@ class Report:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
         """Read back what :meth:`to_dict` wrote."""
-        return cls(values["title"], tuple(Row(**row) for row in values["rows"]), values["facts"])
+        rows = tuple(Row(**row) for row in values["rows"])
+        return cls(values["title"], rows, values["facts"], values.get("note", ""))
 
     def raise_for_failures(self) -> None:
         """Raise ``ReportFailedError`` naming what failed, if the report did not pass."""
         if not self.passed:
-            reasons = tuple(f"{r.name} is {format_value(r.value)}, needs {r.limit}" for r in self.failures)
+            reasons = tuple(f"{r.name} is {r.text}, needs {r.limit}" for r in self.failures)
             raise ReportFailedError(self.title, len(self.failures), len(self.rows), reasons or ("nothing was checked",))
 
     def __str__(self) -> str:
         """Return a table for a terminal."""
         head = f"{self.title}: {'passed' if self.passed else 'FAILED'}"
-        cells = [[_MARKS[r.status], r.name, format_value(r.value), r.limit, r.reason] for r in self.rows]
-        return "\n".join([head, *table_lines(cells)])
+        cells = [[_MARKS[r.status], r.name, r.text, r.limit, r.reason] for r in self.rows]
+        return "\n".join([head, *([self.note] if self.note else []), *table_lines(cells)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """Return the table that JupyterLab shows."""
+        """Return the table that JupyterLab shows, and that can be sent to somebody who has no notebook."""
 
-        def cell(tag: str, text: str, style: str = "") -> str:
-            return f'<{tag} style="text-align:left;{style}">{html.escape(text)}</{tag}>'
+        def cell(tag: str, content: str, style: str = "") -> str:
+            return f'<{tag} style="text-align:left;vertical-align:top;padding:4px 10px;{style}">{content}</{tag}>'
+
+        def named(row: Row) -> str:
+            name = html.escape(row.name)
+            return (
+                f'{html.escape(row.question)}<br><small style="color:#666666">{name}</small>' if row.question else name
+            )
 
         head = "".join(cell("th", text) for text in ("", "check", "value", "limit", "reason"))
         body = ""
         for row in self.rows:
             mark = f"{_MARKS[row.status]} {row.status.replace('_', ' ')}"
-            texts = (row.name, format_value(row.value), row.limit, row.reason)
+            texts = (row.text, row.limit, row.reason)
             status = cell("td", mark, f"font-weight:bold;white-space:nowrap;color:{_COLORS[row.status]}")
-            body += f"<tr>{status}{''.join(cell('td', text) for text in texts)}</tr>"
+            cells = [cell("td", text) for text in (named(row), *(html.escape(text) for text in texts))]
+            body += f'<tr style="border-top:1px solid #dddddd">{status}{"".join(cells)}</tr>'
         verdict = "passed" if self.passed else "failed"
-        caption = f'{html.escape(self.title)}: <span style="color:{_COLORS[verdict]}">{verdict}</span>'
+        counts = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in self.counts.items() if n)
+        note = f"<br>{html.escape(self.note)}" if self.note else ""
+        caption = (
+            f'<b>{html.escape(self.title)}: <span style="color:{_COLORS[verdict]}">{verdict}</span></b>'
+            f"<br>{counts or 'nothing was checked'}{note}"
+        )
         return (
-            f'<table><caption style="text-align:left;font-weight:bold">{caption}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f'<table style="border-collapse:collapse"><caption style="text-align:left;padding:4px 10px">{caption}'
+            f"</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
 
 

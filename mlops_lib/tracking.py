@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -166,6 +167,7 @@ def log_model(
     model: Any,
     X: pd.DataFrame,
     *,
+    keys: pd.DataFrame | None = None,
     contract: Mapping[str, Any] | None = None,
     profile: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -177,7 +179,10 @@ def log_model(
     model : fitted scikit-learn estimator
     X : DataFrame of shape (n_rows, n_features)
         What it was trained on. Signature, example and warm-up rows are taken from it; integers become float64 in the
-        signature, since MLflow would refuse whole numbers that arrive as floats.
+        signature, since MLflow would refuse whole numbers that arrive as floats. A 64-bit hash of each row is stored
+        beside the model, so that a gate can tell whether evaluation rows are among them.
+    keys : DataFrame of shape (n_rows, n_keys), optional
+        The columns that identify the rows of ``X``, in its order; hashed and stored likewise.
     contract, profile : dict, optional
         Of the training data; stored beside the model as contract.json and profile.json.
 
@@ -215,6 +220,7 @@ def log_model(
         for file, text in beside.items():
             if text is not None:
                 (Path(folder) / file).write_text(text, encoding="utf-8")
+        np.save(Path(folder) / integrity.TRAINING_FILE, _hash_training_rows(X, keys), allow_pickle=False)
         client.log_model_artifacts(info.model_id, folder)
     with tempfile.TemporaryDirectory() as folder:
         mlflow.artifacts.download_artifacts(info.model_uri, dst_path=folder)
@@ -228,6 +234,15 @@ def log_model(
         tags[signing.MANIFEST_SIGNATURE_TAG] = sign(signing.manifest_text(project.name, digest))
     client.set_logged_model_tags(info.model_id, tags)
     return LoggedModel(info.model_id, info.run_id, digest)
+
+
+def _hash_training_rows(X: pd.DataFrame, keys: pd.DataFrame | None) -> np.ndarray[Any, Any]:
+    """Return what ``integrity.ModelFiles.training_rows`` holds."""
+    parts = {"content": data.hash_rows(X)} | ({} if keys is None else {"key": data.hash_rows(keys)})
+    rows = np.empty(len(X), dtype=[(name, np.uint64) for name in parts])
+    for name, hashed in parts.items():
+        rows[name] = hashed
+    return rows
 
 
 def describe_code(project: Project) -> dict[str, str]:

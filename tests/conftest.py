@@ -179,7 +179,9 @@ def log_toy_model(project: Project, *, C: float = 1.0) -> tracking.LoggedModel: 
     contract = contracts.infer_contract(rows, features=project.features, keys=project.keys)
     profile = monitoring.build_profile(rows, columns=project.features)
     with tracking.start_run(project):
-        return tracking.log_model(project, model, X, contract=contract.to_dict(), profile=profile.to_dict())
+        return tracking.log_model(
+            project, model, X, keys=rows[["thing_id"]], contract=contract.to_dict(), profile=profile.to_dict()
+        )
 
 
 def register_model(project: Project, *, C: float = 1.0) -> registry.Version:  # noqa: N803

@@ -404,3 +404,38 @@ def test_rows_without_a_time_are_not_lost_in_silence() -> None:
     frame = change(make_frame(), "departs", 3, pd.NaT)
     with pytest.raises(TimeSplitError, match=r"1 of 100 rows have no time"):
         data.split_by_time(frame, "departs", test_share=0.3)
+
+
+# --- hashes of rows ----------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_found_again_in_another_order_other_kinds_and_after_a_file(path: Path) -> None:
+    hashed = data.hash_rows(make_frame())
+    assert (hashed.dtype, len(set(hashed.tolist()))) == (np.uint64, 100)
+    again = data.read_table(path).iloc[::-1]
+    assert data.hash_rows(again).tolist() == hashed[::-1].tolist()
+    floats = make_frame().astype({"id": "float64", "is_late": "float64", "carrier": "category"})
+    assert data.hash_rows(floats).tolist() == hashed.tolist()
+    elsewhere = make_frame().assign(departs=lambda rows: rows["departs"].dt.tz_convert("America/New_York"))
+    assert data.hash_rows(elsewhere).tolist() == hashed.tolist()
+    assert data.hash_rows(make_frame().rename(columns=str.upper)).tolist() == hashed.tolist()
+
+
+@pytest.mark.parametrize(("column", "value"), [("id", 7.5), ("size", np.nan), ("carrier", "UA"), ("carrier", None)])
+def test_a_row_with_one_other_value_has_another_hash(column: str, value: object) -> None:
+    frame = make_frame().astype({"id": "float64"})
+    frame.loc[3, column] = value
+    differs = data.hash_rows(frame) != data.hash_rows(make_frame())
+    assert np.flatnonzero(differs).tolist() == [3]
+
+
+def test_large_whole_numbers_that_are_one_float_are_two_rows() -> None:
+    one, other = data.hash_rows(pd.DataFrame({"id": [2**60, 2**60 + 1]}))
+    assert one != other
+
+
+def test_missing_is_missing_and_minus_zero_is_zero() -> None:
+    frame = pd.DataFrame({"a": [0.0, np.nan]})
+    other = pd.DataFrame({"a": pd.array([-0.0, None], dtype="Float64")})
+    assert data.hash_rows(frame).tolist() == data.hash_rows(other).tolist()
+    assert data.hash_rows(frame.head(0)).tolist() == []

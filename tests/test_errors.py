@@ -336,9 +336,23 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "There is no metric 'roc_acu'. Known are roc_auc, log_loss. Did you mean 'roc_auc'? Nothing was computed.",
     ),
     (
-        errors.ResamplingError(0, 0.95),
-        "No interval follows from n_resamples=0 and confidence=0.95. At least 1 resample and a confidence between"
-        " 0 and 1 are needed. Nothing was computed.",
+        errors.ConfidenceError(1.0),
+        "No interval follows from confidence=1.0. It lies between 0 and 1, such as 0.95. Nothing was computed.",
+    ),
+    (
+        errors.TooFewRowsError(12, "rows of class 1", 30),
+        "There are 12 rows of class 1, and an interval needs 30. Use a longer period or a larger slice. Nothing was "
+        "computed.",
+    ),
+    (
+        errors.FunctionSourceError("later", "its source cannot be read"),
+        "'later' cannot be the change of a gate: its source cannot be read. A verdict is bound to the source of this "
+        "function, so write it with 'def' at the top level of a file or cell. No gate was made.",
+    ),
+    (
+        errors.ChangedRowsError("later", "3 of 900 changed rows break the contract"),
+        "The rows changed by 'later' cannot be judged: 3 of 900 changed rows break the contract. It returns the rows "
+        "that it can change, with their index, and within the contract. Nothing was computed.",
     ),
     (
         errors.TableColumnsError("labels", ("brok",), ("thing_id", "broke")),

@@ -1,5 +1,3 @@
-import warnings
-
 import matplotlib as mpl
 
 mpl.use("Agg")
@@ -8,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.exceptions import UndefinedMetricWarning
+from sklearn import metrics
 
 from mlops_lib import errors, evaluation
 from mlops_lib.evaluation import METRICS, Interval
@@ -120,7 +118,7 @@ def test_what_has_no_answer_is_refused_by_name(y_true, y_score, error, text):
     assert str(caught.value) == text
     assert isinstance(caught.value, errors.MlopsError)
     with pytest.raises(error):
-        evaluation.compute_interval(y_true, y_score, n_resamples=2)
+        evaluation.compute_interval(y_true, y_score)
 
 
 # --- intervals
@@ -128,23 +126,45 @@ def test_what_has_no_answer_is_refused_by_name(y_true, y_score, error, text):
 
 @pytest.mark.parametrize("name", METRICS)
 @pytest.mark.parametrize("decimals", [None, 1], ids=["distinct", "many ties"])
-def test_weighing_rows_by_counts_equals_scikit_learn_on_the_resampled_rows(name, decimals):
-    y, score = scored(400, decimals=decimals)
-    weighted = METRICS[name].prepare(y, score)
-    rng = np.random.default_rng(1)
-    for _ in range(20):
-        rows = rng.integers(len(y), size=len(y))
-        counts = np.bincount(rows, minlength=len(y)).astype(float)
-        assert weighted(counts) == pytest.approx(METRICS[name].compute(y[rows], score[rows]), rel=1e-12)
+def test_influence_is_what_the_metric_changes_by_when_a_row_weighs_more(name, decimals):
+    y, score = scored(60, decimals=decimals)
+    value, influence = METRICS[name].influence(y, score)
+    weighted = {"roc_auc": metrics.roc_auc_score, "average_precision": metrics.average_precision_score}
+    weighted |= {"log_loss": metrics.log_loss, "brier": metrics.brier_score_loss}
+    assert value == pytest.approx(weighted[name](y, score))
+    assert influence.mean() == pytest.approx(0, abs=1e-12)
+    for row in range(60):
+        more, less = np.ones(60), np.ones(60)
+        more[row] += 1e-4
+        less[row] -= 1e-4
+        slope = (weighted[name](y, score, sample_weight=more) - weighted[name](y, score, sample_weight=less)) / 2e-4
+        assert influence[row] == pytest.approx(60 * slope, rel=1e-5, abs=1e-6)
 
 
 def test_log_loss_of_a_certain_and_wrong_score_is_that_of_scikit_learn():
     y, score = np.array([0, 1, 1]), np.array([1.0, 0.0, 1.0])
-    assert METRICS["log_loss"].prepare(y, score)(np.ones(3)) == pytest.approx(METRICS["log_loss"].compute(y, score))
+    assert METRICS["log_loss"].influence(y, score)[0] == pytest.approx(METRICS["log_loss"].compute(y, score))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_intervals_agree_with_the_paired_bootstrap(name):
+    """Efron & Tibshirani 1993, chapter 13: the same rows are drawn for both models, with scikit-learn's metric."""
+    y, champion = scored(600)
+    candidate = np.clip(champion + np.random.default_rng(3).normal(0, 0.1, len(y)), 0.02, 0.98)
+    rng = np.random.default_rng(4)
+    metric = METRICS[name].compute
+    drawn = []
+    for _ in range(800):
+        rows = rng.integers(len(y), size=len(y))
+        drawn.append(metric(y[rows], candidate[rows]) - metric(y[rows], champion[rows]))
+    found = evaluation.compute_paired_interval(y, candidate, champion, name)
+    assert found.error == pytest.approx(np.std(drawn), rel=0.1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.1 * (high - low))
 
 
 def test_interval_holds_the_metric_of_all_rows_and_narrows_with_more_of_them():
-    few, many = (evaluation.compute_interval(*scored(n), n_resamples=200) for n in (300, 10_000))
+    few, many = (evaluation.compute_interval(*scored(n)) for n in (300, 10_000))
     assert few.value == pytest.approx(METRICS["roc_auc"].compute(*scored(300)))
     assert few.low < few.value < few.high
     assert many.high - many.low < (few.high - few.low) / 3
@@ -154,25 +174,63 @@ def test_interval_holds_the_metric_of_all_rows_and_narrows_with_more_of_them():
 def test_interval_agrees_with_the_known_standard_error_of_a_mean():
     y, score = scored(5000)
     losses = (y - score) ** 2
-    found = evaluation.compute_interval(y, score, "brier", n_resamples=2000)
+    found = evaluation.compute_interval(y, score, "brier")
     half = 1.96 * losses.std() / np.sqrt(len(y))
     assert (found.low, found.high) == pytest.approx((losses.mean() - half, losses.mean() + half), abs=0.1 * half)
 
 
-def test_same_random_state_gives_the_same_interval_and_another_does_not():
-    y, score = scored(300)
-    first, again, other = (evaluation.compute_interval(y, score, n_resamples=50, random_state=s) for s in (1, 1, 2))
-    assert first == again
-    assert first != other
+def test_rows_that_were_copied_tell_nothing_new_once_their_cluster_is_named():
+    y, score = scored(400)
+    copied = np.tile(np.arange(400), 5)
+    once, naive, honest = (
+        evaluation.compute_interval(y[rows], score[rows], clusters=clusters)
+        for rows, clusters in ((np.arange(400), None), (copied, None), (copied, copied))
+    )
+    assert naive.error == pytest.approx(once.error / 5**0.5, rel=0.01)
+    assert honest.error == pytest.approx(once.error, rel=1e-9)
+    assert (honest.low, honest.high) == pytest.approx((once.low, once.high))
+
+
+def test_clusters_of_one_row_each_are_no_clusters_and_few_clusters_widen_the_interval():
+    y, score = scored(400)
+    assert evaluation.compute_interval(y, score, clusters=np.arange(400)) == evaluation.compute_interval(y, score)
+    few = evaluation.compute_interval(y, score, clusters=np.arange(400) % 10)
+    assert (few.high - few.low) / few.error == pytest.approx(2 * 2.262, rel=1e-3)  # Student's t with 9 degrees
+
+
+def test_clusters_are_compared_by_position_and_may_be_missing_dates_or_text():
+    y, score = scored(400)
+    days = pd.Series(pd.date_range("2020-01-01", periods=40)).repeat(10)
+    by_day = evaluation.compute_interval(y, score, clusters=days)
+    assert by_day == evaluation.compute_interval(y, score, clusters=days.dt.strftime("%d %b"))
+    assert evaluation.compute_interval(y, score, clusters=days.where(days > days.min())) == by_day
+    with pytest.raises(errors.ScoreLengthError, match="There are 400 labels but 3 clusters"):
+        evaluation.compute_interval(y, score, clusters=[1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("n_positive", "n_negative", "n_clusters", "text"),
+    [
+        (29, 100, None, "There are 29 rows of class 1, and an interval needs 30."),
+        (100, 29, None, "There are 29 rows of class 0, and an interval needs 30."),
+        (100, 100, 9, "There are 9 clusters of rows, and an interval needs 10."),
+    ],
+)
+def test_an_interval_of_too_few_rows_is_refused(n_positive, n_negative, n_clusters, text):
+    """One positive on top of thirty negatives has an area of 1, and a bootstrap that says it is certain."""
+    y = np.repeat([1, 0], [n_positive, n_negative])
+    clusters = None if n_clusters is None else np.arange(len(y)) % n_clusters
+    with pytest.raises(errors.TooFewRowsError, match=text):
+        evaluation.compute_interval(y, np.linspace(0, 1, len(y)), clusters=clusters)
 
 
 def test_paired_interval_is_narrower_than_either_and_zero_for_the_same_scores():
     y, champion = scored(2000)
     candidate = np.clip(champion + np.random.default_rng(3).normal(0, 0.01, len(y)), 0, 1)
-    paired = evaluation.compute_paired_interval(y, candidate, champion, n_resamples=200)
-    alone = evaluation.compute_interval(y, candidate, n_resamples=200)
+    paired = evaluation.compute_paired_interval(y, candidate, champion)
+    alone = evaluation.compute_interval(y, candidate)
     assert paired.high - paired.low < (alone.high - alone.low) / 5
-    same = evaluation.compute_paired_interval(y, champion, champion, n_resamples=20)
+    same = evaluation.compute_paired_interval(y, champion, champion)
     assert (same.low, same.value, same.high) == (0, 0, 0)
 
 
@@ -180,19 +238,21 @@ def test_paired_interval_is_narrower_than_either_and_zero_for_the_same_scores():
 def test_paired_interval_is_the_plain_difference_candidate_minus_champion(name):
     y, champion = scored(1000)
     _, candidate = scored(1000, signal=3)
-    found = evaluation.compute_paired_interval(y, candidate, champion, name, n_resamples=50)
+    found = evaluation.compute_paired_interval(y, candidate, champion, name)
     metric = METRICS[name]
     assert found.value == pytest.approx(metric.compute(y, candidate) - metric.compute(y, champion))
     assert (found.low > 0) == metric.greater_is_better
     assert (found.high < 0) != metric.greater_is_better
 
 
-def test_a_resample_without_positives_is_drawn_again_so_no_interval_is_nan():
-    y = np.array([1] + [0] * 30)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UndefinedMetricWarning)
-        found = evaluation.compute_interval(y, np.linspace(0, 1, 31)[::-1], n_resamples=200)
-    assert (found.low, found.value, found.high) == (1, 1, 1)
+def test_p_values_say_on_which_side_of_a_limit_the_value_certainly_is():
+    found = Interval(0.60, 0.70, 0.80, 0.95, 1000, error=0.05, degrees=1000)
+    assert found.p_below(0.70) == pytest.approx(0.5)
+    assert found.p_below(0.80) == pytest.approx(0.023, abs=1e-3)
+    assert found.p_above(0.60) == pytest.approx(0.023, abs=1e-3)
+    certain = Interval(0.7, 0.7, 0.7, 0.95, 1000)
+    assert [certain.p_below(limit) for limit in (0.6, 0.7, 0.8)] == [1, 1, 0]
+    assert [certain.p_above(limit) for limit in (0.6, 0.7, 0.8)] == [0, 1, 1]
 
 
 def test_interval_reads_as_value_and_range():
@@ -209,14 +269,13 @@ def test_unknown_metric_is_refused_with_the_nearest_name():
     assert isinstance(caught.value, LookupError)
 
 
-@pytest.mark.parametrize("settings", [{"n_resamples": 0}, {"confidence": 1.0}])
-def test_settings_without_an_interval_are_refused(settings):
-    with pytest.raises(errors.ResamplingError, match="At least 1 resample and a confidence between 0 and 1") as caught:
-        evaluation.compute_interval([0, 1], [0.1, 0.9], **settings)
-    facts = {"n_resamples": 1000, "confidence": 0.95} | settings
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
+def test_a_confidence_without_an_interval_is_refused(confidence):
+    with pytest.raises(errors.ConfidenceError) as caught:
+        evaluation.compute_interval(*scored(300), confidence=confidence)
     assert str(caught.value) == (
-        f"No interval follows from n_resamples={facts['n_resamples']} and confidence={facts['confidence']}. "
-        "At least 1 resample and a confidence between 0 and 1 are needed. Nothing was computed."
+        f"No interval follows from confidence={confidence}. It lies between 0 and 1, such as 0.95. "
+        "Nothing was computed."
     )
 
 
@@ -233,7 +292,7 @@ def sliced(n_rows=2400):
 
 def test_slices_are_listed_worst_first_with_their_rows_and_intervals():
     y, _, poor, by = sliced()
-    found = evaluation.compute_slices(y, poor, by, n_resamples=100)
+    found = evaluation.compute_slices(y, poor, by)
     assert found["slice"].iloc[0] == "LGA"
     assert found["value"].is_monotonic_increasing
     assert found["n_rows"].tolist() == [800, 800, 800]
@@ -245,19 +304,19 @@ def test_slices_are_listed_worst_first_with_their_rows_and_intervals():
 
 def test_slices_of_a_loss_put_the_largest_first():
     y, _, poor, by = sliced()
-    found = evaluation.compute_slices(y, poor, by, metric="log_loss", n_resamples=20)
+    found = evaluation.compute_slices(y, poor, by, metric="log_loss")
     assert found["value"].is_monotonic_decreasing
     assert found["slice"].iloc[0] == "LGA"
 
 
 def test_slices_with_a_champion_are_sorted_by_the_difference():
     y, good, poor, by = sliced()
-    found = evaluation.compute_slices(y, poor, by, y_champion=good, n_resamples=100)
+    found = evaluation.compute_slices(y, poor, by, y_champion=good)
     assert found["slice"].iloc[0] == "LGA"
     assert found.loc[0, "difference_high"] < 0
     assert (found.loc[1:, ["difference", "difference_low", "difference_high"]] == 0).all(axis=None)
     rows = (by["airport"] == "LGA").to_numpy()
-    paired = evaluation.compute_paired_interval(y[rows], poor[rows], good[rows], n_resamples=100)
+    paired = evaluation.compute_paired_interval(y[rows], poor[rows], good[rows])
     assert (found.loc[0, "difference_low"], found.loc[0, "difference_high"]) == (paired.low, paired.high)
 
 
@@ -265,26 +324,30 @@ def test_slices_that_cannot_be_measured_are_listed_last_with_a_note():
     y, score = scored(900)
     by = pd.DataFrame({"kind": np.where(np.arange(900) < 10, "rare", "common")})
     by.loc[y == 1, "class"] = "only positives"
-    found = evaluation.compute_slices(y, score, by, n_resamples=20).set_index("slice")
+    found = evaluation.compute_slices(y, score, by).set_index("slice")
     assert found.index[0] == "common"
     assert found.loc["rare", "note"] == "fewer than 200 rows"
     assert found.loc["only positives", "note"] == "every label is 1"
     assert found.loc["missing", "note"] == "every label is 0"
+    mixed = evaluation.compute_slices(
+        y, score, pd.DataFrame({"a": np.where((y == 1).cumsum() > 20, "x", "y")}), min_rows=5
+    )
+    assert mixed.set_index("slice").loc["y", "note"] == "20 rows of class 1"
     assert found.loc[["rare", "only positives", "missing"], ["value", "low", "high"]].isna().all(axis=None)
 
 
 def test_a_slice_does_not_depend_on_the_other_slices():
     y, _, poor, by = sliced()
     rows = (by["airport"] == "JFK").to_numpy()
-    together = evaluation.compute_slices(y, poor, by, n_resamples=50).set_index("slice").loc["JFK"]
-    alone = evaluation.compute_slices(y[rows], poor[rows], by[rows], n_resamples=50).set_index("slice").loc["JFK"]
+    together = evaluation.compute_slices(y, poor, by).set_index("slice").loc["JFK"]
+    alone = evaluation.compute_slices(y[rows], poor[rows], by[rows]).set_index("slice").loc["JFK"]
     assert together.equals(alone)
 
 
 def test_whole_numbers_keep_their_name_when_some_are_missing():
     y, score = scored(600)
     by = pd.DataFrame({"hour": np.tile([7.0, 8.5, np.nan], 200)})
-    assert set(evaluation.compute_slices(y, score, by, n_resamples=5)["slice"]) == {"7", "8.5", "missing"}
+    assert set(evaluation.compute_slices(y, score, by)["slice"]) == {"7", "8.5", "missing"}
 
 
 def test_slices_need_as_many_rows_as_labels():
@@ -292,13 +355,64 @@ def test_slices_need_as_many_rows_as_labels():
         evaluation.compute_slices([0, 1], [0.1, 0.9], pd.DataFrame({"a": [1]}))
 
 
+def test_a_slice_is_called_worse_only_beyond_the_margin_and_after_correction_for_the_number_of_slices():
+    y, good, poor, by = sliced()
+    found = evaluation.compute_slices(y, poor, by, y_champion=good).set_index("slice")
+    assert found.loc["LGA", "p_worse"] < 0.001
+    assert (found.loc[["JFK", "EWR"], "p_worse"] == 1).all()
+    loss = -found.loc["LGA", "difference"]
+    tolerant = evaluation.compute_slices(y, poor, by, y_champion=good, margin=loss).set_index("slice")
+    assert tolerant.loc["LGA", "p_worse"] == 1  # 0.5, three times
+    more = by.assign(everything="all")
+    assert evaluation.compute_slices(y, poor, more, y_champion=good).set_index("slice").loc[
+        "LGA", "p_worse"
+    ] == pytest.approx(found.loc["LGA", "p_worse"] * 4 / 3)
+
+
+def test_holm_corrects_by_rank_and_leaves_out_what_was_not_measured():
+    found = evaluation.adjust_holm([0.01, np.nan, 0.04, 0.03, 0.5])
+    assert found[[0, 2, 3, 4]] == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert np.isnan(found[1])
+    assert evaluation.adjust_holm([0.9, 0.8]).tolist() == [1, 1]
+
+
+# --- groups of scores
+
+
+def test_score_groups_of_honest_scores_have_no_gap_and_those_of_inflated_ones_do():
+    rng = np.random.default_rng(0)
+    score = rng.random(5000)
+    y = (rng.random(5000) < score).astype(int)
+    honest = evaluation.compute_score_groups(y, score)
+    assert [len(honest), sum(group.gap.n_rows for group in honest)] == [5, 5000]
+    assert all(group.gap.low < 0 < group.gap.high for group in honest)
+    assert [group.low_score for group in honest] == sorted(group.low_score for group in honest)
+    inflated = evaluation.compute_score_groups(y, np.minimum(score + 0.1, 1))
+    assert all(group.gap.low > 0 for group in inflated[:4])
+    assert inflated[0].gap.value == pytest.approx(inflated[0].mean_score - inflated[0].observed)
+
+
+def test_a_group_without_a_positive_is_not_certain_for_that():
+    score = np.r_[np.full(200, 0.01), np.full(200, 0.9)]
+    y = np.r_[np.zeros(200), np.arange(200) < 180].astype(int)
+    first = evaluation.compute_score_groups(y, score)[0]
+    assert first.observed == 0
+    assert first.gap.error == pytest.approx((0.01 * 0.99 / 200) ** 0.5)
+
+
+def test_scores_that_are_all_the_same_are_one_group():
+    y = np.arange(400) % 4 == 0
+    (group,) = evaluation.compute_score_groups(y, np.full(400, 0.25))
+    assert (group.gap.value, group.gap.n_rows) == (0, 400)
+
+
 # --- figures
 
 
 def test_every_figure_has_a_title_and_both_axes_named_and_keeps_the_axes_given():
     y, good, poor, by = sliced()
-    slices = evaluation.compute_slices(y, poor, by, n_resamples=20)
-    differences = evaluation.compute_slices(y, poor, by, y_champion=good, n_resamples=20)
+    slices = evaluation.compute_slices(y, poor, by)
+    differences = evaluation.compute_slices(y, poor, by, y_champion=good)
     for draw in (
         lambda ax: evaluation.plot_roc(y, poor, y_champion=good, ax=ax),
         lambda ax: evaluation.plot_calibration(y, poor, y_champion=good, ax=ax),
@@ -343,19 +457,22 @@ def test_threshold_figure_marks_the_operating_point():
 
 def test_slice_figure_marks_what_is_worse_beyond_chance_and_says_how_many_are_left_out():
     y, good, poor, by = sliced()
-    slices = evaluation.compute_slices(y, poor, by, y_champion=good, n_resamples=50)
+    slices = evaluation.compute_slices(y, poor, by, y_champion=good)
     ax = evaluation.plot_slices(slices, max_slices=2)
     assert texts(ax) == ["worse, beyond chance", "no difference"]
     assert ax.get_title() == "Where the candidate differs (worst 2 of 3)"
     assert ax.get_yticklabels()[0].get_text() == "airport: LGA  (800)"
-    losses = evaluation.compute_slices(y, poor, by, metric="log_loss", n_resamples=50)
+    tolerant = evaluation.compute_slices(y, poor, by, y_champion=good, margin=0.05)
+    expected = ["worse by more than 0.05, beyond chance", "no difference", "accepted loss"]
+    assert texts(evaluation.plot_slices(tolerant, margin=0.05)) == expected
+    losses = evaluation.compute_slices(y, poor, by, metric="log_loss")
     assert texts(evaluation.plot_slices(losses, metric="log_loss", overall=0.5))[0] == "worse, beyond chance"
 
 
 def test_slice_figure_shortens_long_names_and_refuses_an_empty_table():
     y, score = scored(400)
     by = pd.DataFrame({"airline": ["a name that is far too long for any axis of any figure"] * 400})
-    slices = evaluation.compute_slices(y, score, by, n_resamples=5)
+    slices = evaluation.compute_slices(y, score, by)
     label = evaluation.plot_slices(slices).get_yticklabels()[0].get_text()
     assert label == "airline: a name that is far too long…  (400)"
     with pytest.raises(errors.NoRowsError, match="no rows in the measured slices"):

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import read_labelled, register_model
+from conftest import ROOT, make_model, read_labelled, register_model
 
-from mlops_lib import contracts, data, registry
-from mlops_lib.gates import ContractCompatible, Evidence, NoSliceWorse, NoWorse, Threshold, bind, check_gates
+from mlops_lib import contracts, data, evaluation, registry, tracking
+from mlops_lib.errors import ChangedRowsError, FunctionSourceError, TableColumnsError
+from mlops_lib.gates import (
+    ALPHA,
+    Better,
+    Calibrated,
+    ContractCompatible,
+    Directional,
+    Evidence,
+    Invariant,
+    ModelSize,
+    NoLeakage,
+    NoSliceWorse,
+    NoWorse,
+    OneRowLatency,
+    Threshold,
+    bind,
+    check_gates,
+    collect_evidence,
+)
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
 from mlops_lib.report import Report, Row
@@ -69,7 +92,8 @@ def test_no_worse_knows_the_metrics_where_less_is_better(metric: str) -> None:
 
 
 def test_no_worse_does_not_let_a_small_sample_through_because_it_shows_nothing() -> None:
-    few = make_evidence(-0.3, n_rows=60)
+    few = make_evidence(0.0, n_rows=100)
+    few = replace(few, candidate=np.random.default_rng(1).permutation(few.candidate))
     assert only(NoWorse("roc_auc", margin=0.02), few).status == "failed"
 
 
@@ -97,8 +121,27 @@ def test_a_slice_that_is_worse_is_named_although_the_whole_is_better() -> None:
     spoilt = np.where(red, rng.random(len(red)), evidence.candidate)
     row = only(NoSliceWorse(("color",), "roc_auc", margin=0.02), replace(evidence, candidate=spoilt))
     assert row.status == "failed"
-    assert "worst of 2 slices: color = red" in row.reason
-    assert only(NoSliceWorse(("color",), "roc_auc", margin=0.02), evidence).status == "passed"
+    assert "1 harmed of 2 slices: color = red -0.2" in row.reason
+    unspoilt = only(NoSliceWorse(("color",), "roc_auc", margin=0.02), evidence)
+    assert (unspoilt.status, unspoilt.reason[:19]) == ("passed", "worst of 2 slices: ")
+
+
+@pytest.mark.parametrize(
+    ("required", "reason"),
+    [
+        ((("color", "red"),), ""),
+        ((("color", "blue"),), "color = blue must be judged but has no rows"),
+        ((("color", "red"), ("color", "grey")), "color = grey must be judged but has fewer than 500 rows"),
+        ((("size", "red"),), "size = red must be judged but has no rows"),
+    ],
+)
+def test_a_slice_that_the_project_names_and_that_cannot_be_judged_is_a_failure(required: Any, reason: str) -> None:
+    evidence = make_evidence(0.5)
+    evidence.frame.loc[:50, "color"] = "grey"
+    row = only(NoSliceWorse(("color",), "roc_auc", margin=0.02, required=required), evidence)
+    assert row.status == ("failed" if reason else "passed")
+    assert reason in row.reason
+    assert "1 too small to judge" in only(NoSliceWorse(("color",), "roc_auc", margin=0.02), evidence).reason
 
 
 def test_slices_too_small_to_judge_are_no_pass() -> None:
@@ -107,7 +150,7 @@ def test_slices_too_small_to_judge_are_no_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    "gate", [NoWorse("roc_auc", 0.0), NoSliceWorse(("color",), "roc_auc", 0.0), ContractCompatible()]
+    "gate", [NoWorse("roc_auc", 0.0), Better("roc_auc"), NoSliceWorse(("color",), "roc_auc", 0.0), ContractCompatible()]
 )
 def test_without_a_champion_a_comparison_is_not_applicable_and_says_why(gate: Any) -> None:
     row = only(gate, replace(make_evidence(0.0), champion=None))
@@ -124,6 +167,338 @@ def test_contracts_are_compared_by_what_the_champions_tables_would_break() -> No
     assert only(ContractCompatible(), replace(evidence, contract_candidate=None)).status == "failed"
 
 
+@pytest.mark.parametrize(("shift", "status"), [(0.5, "passed"), (0.0, "failed"), (-0.5, "failed")])
+def test_better_asks_for_proof(shift: float, status: str) -> None:
+    """The same scores are no worse, and not better either."""
+    row = only(Better("roc_auc"), make_evidence(shift))
+    assert (row.status, row.limit) == (status, "interval > 0.000")
+
+
+def test_better_knows_the_metrics_where_less_is_better() -> None:
+    evidence = make_evidence(0.0)
+    poor = np.full(2000, 0.9)
+    assert only(Better("brier"), replace(evidence, champion=poor)).status == "passed"
+    assert only(Better("brier"), replace(evidence, candidate=poor)).status == "failed"
+    assert only(Better("brier", by=0.01), evidence).limit == "interval < -0.010"
+
+
+def test_better_by_a_stated_gain_is_more_than_better() -> None:
+    gain = float(only(Better("roc_auc"), make_evidence(0.5)).value or 0)
+    assert only(Better("roc_auc", by=gain / 2), make_evidence(0.5)).status == "passed"
+    assert only(Better("roc_auc", by=gain), make_evidence(0.5)).status == "failed"
+
+
+def test_a_smaller_alpha_asks_for_more_rows_and_is_shown_in_the_interval() -> None:
+    evidence = make_evidence(-0.05)
+    assert evidence.champion is not None
+    interval = evaluation.compute_paired_interval(evidence.y_true, evidence.candidate, evidence.champion)
+    assert only(NoWorse("roc_auc", -interval.low), evidence).status == "passed"
+    strict = only(NoWorse("roc_auc", -interval.low, alpha=0.001), evidence)
+    assert strict.status == "failed"
+    assert strict.reason.startswith("99.8 % interval")
+
+
+def test_rows_that_belong_together_are_not_counted_as_so_many_proofs() -> None:
+    """Every row ten times: a limit that is just kept is out of reach once the rows are said to belong together."""
+    once = make_evidence(-0.05, n_rows=1200)
+    assert once.champion is not None
+    ten = np.tile(np.arange(1200), 10)
+    frame = once.frame.iloc[ten].assign(day=ten).reset_index(drop=True)
+    evidence = Evidence(frame, once.y_true[ten], once.candidate[ten], once.champion[ten])
+    alone = evaluation.compute_interval(evidence.y_true, evidence.candidate)
+    paired = evaluation.compute_paired_interval(evidence.y_true, evidence.candidate, evidence.champion)
+    groups = evaluation.compute_score_groups(evidence.y_true, evidence.candidate)
+    error = max(max(-group.gap.low, group.gap.high) for group in groups)
+    for gate in (Threshold("roc_auc", alone.low), NoWorse("roc_auc", -paired.low), Calibrated(error)):
+        assert only(gate, evidence).status == "passed"
+        row = only(replace(gate, clusters="day"), evidence)  # type: ignore[type-var] # all three are dataclasses
+        assert row.status == "failed"
+        assert ", 1200 clusters of day" in row.reason
+    slices = NoSliceWorse(("color",), "roc_auc", margin=0.0)
+    p_worse = [each.measure(evidence)["p_worse"].min() for each in (slices, replace(slices, clusters="day"))]
+    assert p_worse[0] < p_worse[1]
+
+
+def test_times_are_clustered_by_their_day() -> None:
+    evidence = make_evidence(0.0)
+    evidence.frame["at"] = pd.Timestamp("2020-01-01", tz="UTC") + pd.to_timedelta(np.arange(2000), unit="h")
+    assert only(Threshold("roc_auc", 0.5, clusters="at"), evidence).reason.endswith(", 84 clusters of at")
+
+
+def test_a_column_that_the_evaluation_rows_lack_is_named() -> None:
+    with pytest.raises(TableColumnsError, match=r"The evaluation rows lack day. They have color"):
+        only(Threshold("roc_auc", 0.5, clusters="day"), make_evidence(0.0))
+
+
+@pytest.mark.parametrize(("shift", "status"), [(0.0, "passed"), (0.1, "failed"), (-0.1, "failed")])
+def test_calibration_is_shown_in_every_group_of_scores(shift: float, status: str) -> None:
+    rng = np.random.default_rng(0)
+    true = rng.uniform(0.15, 0.85, 20_000)
+    y = (rng.random(20_000) < true).astype(int)
+    row = only(Calibrated(max_error=0.05), Evidence(pd.DataFrame(index=range(20_000)), y, true + shift))
+    assert row.status == status
+    assert row.value == pytest.approx(shift, abs=0.02)
+    assert "worst of 5 groups: mean score" in row.reason
+    few = Evidence(pd.DataFrame(index=range(200)), y[:200], true[:200])
+    assert only(Calibrated(max_error=0.05), few).status == "failed", "few rows show nothing"
+
+
+def test_scores_that_are_right_on_average_and_too_bold_at_both_ends_are_not_calibrated() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.uniform(0.35, 0.65, 20_000)
+    y = (rng.random(20_000) < true).astype(int)
+    bold = 0.5 + 3 * (true - 0.5)
+    assert abs(bold.mean() - y.mean()) < 0.01
+    assert only(Calibrated(max_error=0.05), Evidence(pd.DataFrame(index=range(20_000)), y, bold)).status == "failed"
+
+
+# --- simulated pairs, as in ci/bench gates ---
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    spec = importlib.util.spec_from_file_location("bench_gates", ROOT / "ci" / "bench_gates.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+N_PAIRS = 200
+
+
+def share_of(bench: Any, *gates: Any, **world: Any) -> tuple[float, ...]:
+    """Return the exact binomial bounds of the share of simulated pairs that each gate passes: low, high, low, high."""
+    rules = [bench.judged_by(gate) for gate in gates]
+    counts = bench.count(bench.World(**{"n_rows": 2000, **world}), rules, N_PAIRS, seed=7)
+    return tuple(bound for k in counts for bound in bench.bounds(k, N_PAIRS))
+
+
+@pytest.mark.parametrize("metric", ["roc_auc", "average_precision", "log_loss", "brier"])
+def test_at_the_edge_of_its_null_hypothesis_a_comparison_is_wrong_as_often_as_it_says(bench: Any, metric: str) -> None:
+    no_worse, better = NoWorse(metric, bench.loss(metric, 0.69)), Better(metric)
+    assert share_of(bench, no_worse, candidate=0.69)[0] <= ALPHA
+    assert share_of(bench, better)[0] <= ALPHA
+    assert min(share_of(bench, no_worse, better, candidate=0.725)[::2]) > 0.8, "power at a gain of 0.025"
+
+
+def test_of_equally_good_models_a_plain_comparison_promotes_half(bench: Any) -> None:
+    counts = bench.count(bench.World(n_rows=2000), [bench.plain, bench.mlflow_rule], N_PAIRS, seed=7)
+    assert min(bench.bounds(k, N_PAIRS)[0] for k in counts) > 0.3
+
+
+def test_a_harm_in_a_twentieth_of_the_rows_is_stopped_although_the_whole_is_better(bench: Any) -> None:
+    whole_low, _, _, slices_high = share_of(
+        bench, NoWorse("roc_auc", 0.01), bench.SLICES, n_rows=8000, candidate=0.72, in_slice=0.55
+    )
+    assert (whole_low > 0.95, slices_high < 0.05) == (True, True)
+
+
+def test_equally_good_models_are_rarely_stopped_for_one_of_twenty_slices(bench: Any) -> None:
+    assert share_of(bench, replace(bench.SLICES, margin=0.0, min_rows=200), n_rows=5000)[1] >= 0.95
+
+
+def test_days_that_differ_deceive_a_gate_that_is_not_told_of_them(bench: Any) -> None:
+    told, _, untold, _ = share_of(bench, Better("roc_auc", clusters="day"), Better("roc_auc"), day_spread=0.6)
+    assert told <= ALPHA
+    assert untold > 2 * ALPHA
+
+
+# --- behaviour ---------------------------------------------------------------------------------------------------
+
+
+def heavier(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(weight=frame["weight"] * 1.01)
+
+
+def larger(frame: pd.DataFrame) -> pd.DataFrame:
+    """Change the rows that stay within the contract."""
+    return frame[frame["size"] < 12].assign(size=lambda rows: rows["size"] + 1)
+
+
+def as_it_is(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame
+
+
+def out_of_contract(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(size=np.nan)
+
+
+def foreign_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.set_axis(frame.index + 5)
+
+
+def twice(frame: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([frame.head(3), frame.head(3)])
+
+
+def no_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.head(0)
+
+
+def no_frame(frame: pd.DataFrame) -> Any:
+    return frame["size"]
+
+
+@pytest.fixture
+def evidence(project: Project, candidate: Release, frame: pd.DataFrame) -> Evidence:
+    return collect_evidence(project, candidate, None, frame)
+
+
+def test_a_change_that_should_not_matter_may_move_few_scores(evidence: Evidence) -> None:
+    row = only(Invariant("a percent more weight", heavier, tolerance=0.02), evidence)
+    assert (row.name, row.status, row.value) == ("invariant: a percent more weight", "passed", 0)
+    assert only(Invariant("size", larger, tolerance=0.02), evidence).status == "failed"
+    assert only(Invariant("size", larger, tolerance=0.02, max_share=1.0), evidence).status == "passed"
+
+
+def test_a_change_with_a_known_effect_moves_scores_that_way(evidence: Evidence) -> None:
+    row = only(Directional("larger breaks more", larger, 1), evidence)
+    assert (row.status, row.value) == ("passed", 0)
+    assert row.reason.startswith("mean move +0.")
+    assert only(Directional("larger breaks less", larger, -1), evidence).status == "failed"
+    assert only(Directional("nothing", as_it_is, 1), evidence).status == "failed", "a model that does not care"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (out_of_contract, r"changed rows break the contract"),
+        (foreign_rows, r"rows that were not among those it was given"),
+        (twice, r"one of them twice"),
+        (no_rows, r"it returned no rows"),
+        (no_frame, r"it returned <class '.*Series'>"),
+    ],
+)
+def test_changed_rows_that_cannot_be_compared_are_refused(evidence: Evidence, change: Any, reason: str) -> None:
+    for gate in (Invariant("x", change, tolerance=1.0), Directional("x", change, 1)):
+        with pytest.raises(ChangedRowsError, match=reason):
+            only(gate, evidence)
+
+
+def test_the_definition_of_a_behaviour_gate_changes_with_the_code_of_its_function(tmp_path: Path) -> None:
+    def load(text: str) -> Any:
+        file = tmp_path / f"changes_{abs(hash(text))}.py"
+        file.write_text(text)
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.change
+
+    one, same, other = (
+        load(f"# {n}\ndef change(frame):\n    return frame + {k}\n") for n, k in ((1, 1), (2, 1), (3, 2))
+    )
+    definitions = [repr(Invariant("x", change, 0.1)) for change in (one, same, other)]
+    assert definitions[0] == definitions[1] != definitions[2]
+    assert "sha256:" in definitions[0]
+    assert " at 0x" not in definitions[0]
+
+
+def test_a_function_whose_source_is_not_the_whole_of_it_is_refused() -> None:
+    step = 3
+
+    def closes_over(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame + step
+
+    for function, reason in (
+        (functools.partial(heavier), "it is no plain function"),
+        (closes_over, "it depends on variables of the function that made it"),
+        (eval("lambda frame: frame"), "its source cannot be read"),
+    ):
+        with pytest.raises(FunctionSourceError, match=reason):
+            Directional("x", function, 1)
+
+
+# --- the model itself --------------------------------------------------------------------------------------------
+
+
+class Slow:
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def predict_proba(self, rows: pd.DataFrame) -> Any:
+        time.sleep(0.02)
+        return self.model.predict_proba(rows)
+
+
+def test_a_model_that_takes_longer_than_its_budget_for_one_row_is_stopped(evidence: Evidence) -> None:
+    assert only(OneRowLatency(max_ms=60_000, n_repeats=3), evidence).status == "passed"
+    release = evidence.model
+    slow = replace(evidence, release=with_model(release, Slow(release.model)))
+    row = only(OneRowLatency(max_ms=20, n_repeats=3), slow)
+    assert (row.status, row.unit, row.limit) == ("failed", "ms", "<= 20 ms")
+    assert isinstance(row.value, int)
+    assert row.value > 20
+
+
+def test_a_model_that_is_larger_than_its_budget_is_stopped(evidence: Evidence) -> None:
+    assert only(ModelSize(max_mb=1), evidence).status == "passed"
+    assert only(ModelSize(max_mb=0.001), evidence).status == "failed"
+    files = replace(evidence.model.files, n_bytes=0)
+    nothing = only(ModelSize(max_mb=1), replace(evidence, release=replace(evidence.model, files=files)))
+    assert (nothing.status, nothing.reason) == ("failed", "the manifest lists no files")
+
+
+def leakage(project: Project, candidate: Release, frame: pd.DataFrame) -> dict[str, Row]:
+    return {row.name: row for row in NoLeakage().check(collect_evidence(project, candidate, None, frame))}
+
+
+def test_rows_that_were_trained_on_are_found_by_key_and_by_content(
+    project: Project, candidate: Release, frame: pd.DataFrame
+) -> None:
+    fresh = leakage(project, candidate, frame)
+    assert {row.status for row in fresh.values()} == {"passed"}
+    trained = read_labelled(project, "p1")
+    one = leakage(project, candidate, pd.concat([frame, trained.head(1)]))
+    assert one["training_keys_in_evaluation"].status == "failed"
+    assert one["training_keys_in_evaluation"].reason == "1 of 1,001 evaluation rows, 1,000 training rows"
+    assert one["training_content_in_evaluation"].status == "passed", "one row in a thousand may be chance"
+    other_keys = leakage(project, candidate, trained.assign(thing_id=trained["thing_id"] + 10**6))
+    assert other_keys["training_keys_in_evaluation"].status == "passed"
+    assert other_keys["training_content_in_evaluation"].status == "failed"
+    assert other_keys["training_content_in_evaluation"].value == 1
+
+
+def test_rows_that_repeat_one_another_by_chance_are_no_leak(project: Project) -> None:
+    """Sizes in whole numbers: a tenth of fresh rows or more are found again among the training rows."""
+
+    def coarse(period: str) -> pd.DataFrame:
+        rows = read_labelled(project, period)
+        return rows.assign(size=rows["size"].round(1), weight=rows["weight"].round(1))
+
+    rows = coarse("p1")
+    X = rows[list(project.features)]
+    with tracking.start_run(project):
+        logged = tracking.log_model(project, make_model().fit(X, rows["broke"]), X, keys=rows[["thing_id"]])
+    release = registry.load_model(project, registry.register(project, logged.model_uri).version)
+    row = leakage(project, release, coarse("p2"))["training_content_in_evaluation"]
+    assert row.status == "passed"
+    assert float(row.value or 0) > 0.05
+    copied = pd.concat([coarse("p2").head(800), rows.tail(200).assign(thing_id=range(10**6, 10**6 + 200))])
+    assert leakage(project, release, copied)["training_content_in_evaluation"].status == "failed"
+
+
+def test_a_model_that_does_not_say_what_it_was_trained_on_is_stopped(evidence: Evidence) -> None:
+    files = evidence.model.files
+    silent = replace(evidence, release=replace(evidence.model, files=replace(files, training_rows=None)))
+    (row,) = NoLeakage().check(silent)
+    assert row.status == "failed"
+    assert "does not say which rows it was trained on" in row.reason
+    assert files.training_rows is not None
+    keyless = files.training_rows[["content"]]
+    by_key, _ = NoLeakage().check(
+        replace(evidence, release=replace(evidence.model, files=replace(files, training_rows=keyless)))
+    )
+    assert (by_key.status, by_key.reason) == (
+        "failed",
+        "the model was logged without keys; pass keys= to tracking.log_model",
+    )
+
+
 # --- all of them together ----------------------------------------------------------------------------------------
 
 
@@ -137,6 +512,23 @@ def test_the_first_model_passes_on_its_own_merits(project: Project, candidate: R
         "contract": "not_applicable",
     }
     assert report.title == "Gates of version 1 of 'toy' against no champion"
+    assert report.note == (
+        "There is no champion yet: this model is judged on absolute gates alone, and compared with nothing."
+    )
+    assert report.note in report._repr_html_()
+
+
+def test_the_first_model_does_not_pass_because_nothing_applies_to_it(
+    project: Project, candidate: Release, frame: pd.DataFrame
+) -> None:
+    comparing = replace(project, gates=(NoWorse("roc_auc", 0.01), ContractCompatible()))
+    report = check_gates(comparing, candidate, None, frame)
+    (failure,) = report.failures
+    assert (failure.name, failure.reason) == (
+        "absolute_gates",
+        "no gate judges a model without a champion; declare a Threshold",
+    )
+    assert not check_gates(comparing, candidate, candidate, frame).note
 
 
 def test_a_candidate_is_judged_against_the_champion_on_the_same_rows(
@@ -193,6 +585,8 @@ class ReturnsNone:
         (PassesOn(np.float64("nan")), "needs a finite number"),
         (PassesOn(np.float32("inf")), "needs a finite number"),
         (PassesOn(None), "needs a finite number"),
+        (PassesOn("0.9"), "needs a finite number"),
+        (PassesOn(True), "needs a finite number"),
         (Threshold("roc_acu", 0.5), "UnknownMetricError|KeyError"),
         ("not a gate", "AttributeError"),
     ],

@@ -315,6 +315,27 @@ def test_a_model_file_that_is_none_is_refused_by_name(folder: Path) -> None:
 # --- warm-up -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not an array",
+        b"\x93NUMPY\x01\x00\x76\x00"
+        + b"{'descr': [('content', '<u8')], 'fortran_order': False, 'shape': (1000000000000,)}".ljust(117)
+        + b"\n",
+        b"\x93NUMPY\x01\x00\x76\x00"
+        + b"{'descr': '<u8', 'fortran_order': False, 'shape': (1,)}".ljust(117)
+        + b"\n"
+        + b"8" * 8,
+    ],
+    ids=["empty", "text", "a header that promises 8 terabytes", "no field"],
+)
+def test_hashes_of_training_rows_that_are_none_are_refused(folder: Path, content: bytes) -> None:
+    (folder / integrity.TRAINING_FILE).write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"training_rows.npy.*(is not readable|something else than hashes)"):
+        integrity.load_model_files(folder, integrity.compute_manifest(folder), name="It")
+
+
 def test_a_model_that_predicts_something_else_here_is_discarded(folder: Path) -> None:
     stored = json.loads((folder / "warmup.json").read_text())
     stored["predictions"][0] += 1e-6

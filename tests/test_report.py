@@ -127,3 +127,23 @@ def test_values_read_well(value: object, text: str) -> None:
 def test_table_lines_of_nothing_is_nothing() -> None:
     assert table_lines([]) == []
     assert table_lines([["a", 1], ["bbb", None]]) == ["a    1", "bbb"]
+
+
+def test_a_note_stands_under_the_title_and_goes_out_and_comes_back() -> None:
+    report = Report("Gates", (PASSED,), note="There is no champion <yet>.")
+    assert str(report).splitlines()[1] == "There is no champion <yet>."
+    assert "There is no champion &lt;yet&gt;." in report._repr_html_()
+    assert Report.from_dict(json.loads(report.to_json())) == report
+    assert "note" not in Report("Gates", (PASSED,)).to_dict(), "older reports keep their digest"
+
+
+def test_html_asks_in_plain_words_and_gives_the_unit_and_the_count() -> None:
+    row = Row("model_size", 2.5, "<= 20 MB", "passed", "", "Is it small enough?", "MB")
+    html = Report("Gates", (row, FAILED, SKIPPED))._repr_html_()
+    assert "Is it small enough?<br><small" in html
+    assert "2.5 MB" in html
+    assert "1 passed, 1 failed, 1 not applicable" in html
+    assert "2.5 MB" in str(Report("Gates", (row,)))
+    assert {"question", "unit"} & set(Report("Gates", (PASSED,)).to_dict()["rows"][0]) == set()
+    assert Report.from_dict(json.loads(Report("Gates", (row,)).to_json())).rows == (row,)
+    assert "nothing was checked" in Report("Gates", ())._repr_html_()

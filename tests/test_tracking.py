@@ -235,6 +235,21 @@ def test_a_logged_model_has_everything_that_scoring_needs(
     assert json.loads(tags[integrity.MANIFEST_TAG]) == integrity.compute_manifest(folder)
 
 
+def test_the_rows_that_were_trained_on_are_stored_as_hashes_in_the_manifest(
+    project: Project, training: tuple[pd.DataFrame, pd.Series[int]]
+) -> None:
+    X, y = training
+    keys = read_labelled(project, "p1")[["thing_id"]]
+    with tracking.start_run(project):
+        logged = tracking.log_model(project, make_model().fit(X, y), X, keys=keys)
+    folder = Path(mlflow.artifacts.download_artifacts(logged.model_uri))
+    rows = np.load(folder / integrity.TRAINING_FILE, allow_pickle=False)
+    assert rows["content"].tolist() == data.hash_rows(X).tolist()
+    assert rows["key"].tolist() == data.hash_rows(keys).tolist()
+    tags = MlflowClient().get_logged_model(logged.model_id).tags
+    assert integrity.TRAINING_FILE in json.loads(tags[integrity.MANIFEST_TAG])
+
+
 def test_requirements_are_stated_and_not_inferred_in_another_process(
     project: Project, training: tuple[pd.DataFrame, pd.Series[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ CONTRACT_FILE = "contract.json"
 PROFILE_FILE = "profile.json"
 WARMUP_FILE = "warmup.json"
 COMPILED_FILE = "compiled.json"
+TRAINING_FILE = "training_rows.npy"
 MODEL_FILE = "model.skops"
 MLMODEL_FILE = "MLmodel"
 # What MLflow writes about a scikit-learn model; of these only the two below may name code, and must name this.
@@ -46,6 +47,10 @@ class ModelFiles:
         SHA-256 of the manifest: the model's identity.
     compiled : dict
         The verdict on the model's exact scorer, for ``compiled.scorer_for``; empty for a model logged without one.
+    n_bytes : int
+        Size of all files together.
+    training_rows : structured ndarray of shape (n_rows,), or None
+        64-bit hashes of the rows it was trained on: field ``content``, and ``key`` where keys were given.
     """
 
     model: Any
@@ -54,6 +59,8 @@ class ModelFiles:
     profile: Mapping[str, Any]
     digest: str
     compiled: Mapping[str, Any] = field(default_factory=dict)
+    n_bytes: int = 0
+    training_rows: np.ndarray[Any, Any] | None = None
 
 
 def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, extra: Iterable[str] = ()) -> ModelFiles:
@@ -85,7 +92,10 @@ def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, ex
     raise_for_bounds(model, file=MODEL_FILE, name=name)
     _raise_for_warmup(warmup, model, name)
     compiled = _read_json(folder, COMPILED_FILE, name)
-    return ModelFiles(model, metadata, contract, profile, compute_digest(manifest), compiled)
+    n_bytes = sum(int(file["size"]) for file in manifest.values())
+    training_rows = _read_training_rows(folder / TRAINING_FILE, name)
+    digest = compute_digest(manifest)
+    return ModelFiles(model, metadata, contract, profile, digest, compiled, n_bytes, training_rows)
 
 
 def warmup_json(model: Any, rows: pd.DataFrame) -> str:
@@ -155,6 +165,19 @@ def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
         raise ModelFileError(name, file, f"is not readable ({type(error).__name__})") from error
+
+
+def _read_training_rows(path: Path, name: str) -> np.ndarray[Any, Any] | None:
+    """Return the hashes beside the model; mapped first, since a header may promise more rows than the file has."""
+    if not path.is_file():
+        return None
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, OverflowError) as error:
+        raise ModelFileError(name, path.name, f"is not readable ({type(error).__name__})") from error
+    if not isinstance(rows, np.ndarray) or rows.ndim != 1 or not {"content"} <= set(rows.dtype.names or ()):
+        raise ModelFileError(name, path.name, "holds something else than hashes of rows")
+    return np.array(rows)
 
 
 def _read_model(path: Path, extra: Iterable[str], name: str) -> Any:
