@@ -90,7 +90,6 @@ def test_mlflow_alone_makes_two_versions(proxy: Proxy, record: Record) -> None:
     "path",
     [
         "runs/create",
-        "registered-models/create",
         "model-versions/create",
         "runs/log-parameter",
         "registered-models/alias",
