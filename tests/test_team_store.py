@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import servers
 from conftest import read_labelled, register_model
 
 from mlops_lib import registry, store, tracking
@@ -32,6 +33,15 @@ def test_a_version_is_promoted_on_its_verdict_and_refused_without_one(any_store_
     assert registry.get_version(project, version).stages == ("dev", "staging")
     client = store.connect(project.tracking_uri)
     assert int(client.get_model_version_by_alias(project.name, "staging").version) == version
+
+
+def test_a_missing_server_program_skips_a_test_but_fails_it_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match=r"not there"):
+        servers.absent("not there")
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match=r"not there"):
+        servers.absent("not there")
 
 
 def test_a_version_goes_through_every_stage_and_back(any_store_project: Project) -> None:

@@ -60,12 +60,16 @@ def test_what_stock_papermill_and_mlflow_say_of_a_notebook_that_ends_badly(
     record(case, plain=plain)
 
 
-def test_mlflow_alone_registers_a_model_that_was_never_logged(client: MlflowClient, record: Record) -> None:
+def test_mlflow_alone_registers_a_model_that_was_never_logged(
+    project: Project, client: MlflowClient, record: Record
+) -> None:
     model = client.create_logged_model("0")
     client.create_registered_model("plain")
     made = client.create_model_version("plain", source=f"models:/{model.model_id}", model_id=model.model_id)
     assert (made.status, model.status) == ("READY", LoggedModelStatus.PENDING)
-    record(21, plain="a model that was never logged is registered, READY")
+    with pytest.raises(RunNotFinishedError):
+        registry.register(project, f"models:/{model.model_id}")
+    record(21, plain="a model that was never logged is registered, READY", ours="refused, with the reason")
 
 
 # --- killed while it trains, logs or registers -------------------------------------------------------------------

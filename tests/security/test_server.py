@@ -125,6 +125,9 @@ def test_a_stranger_replaces_no_model_file(
     record(30, plain="anybody replaces a registered model's file", ours="no file is replaced without an account")
 
 
+@pytest.mark.filterwarnings(
+    "ignore:starlette.middleware.wsgi is deprecated"
+)  # what MLflow's client of accounts imports
 def test_an_account_may_look_but_moves_nothing_until_it_is_granted(
     team: Team, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
