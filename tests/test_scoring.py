@@ -141,8 +141,7 @@ def test_the_size_of_batches_does_not_show(
 ) -> None:
     small = data.write_table(data.read_table(source).head(40), source.with_name("small.parquet"))
     scoring.score_table(project, 1, small, output)
-    batches = data.read_batches
-    monkeypatch.setattr(data, "read_batches", lambda path, **o: batches(path, **{**o, "batch_rows": batch_rows}))
+    monkeypatch.setattr(data, "BATCH_ROWS", batch_rows)
     other = output.with_name("other.parquet")
     scoring.score_table(project, 1, small, other)
     columns = ["thing_id", "score", "prediction_id"]
@@ -156,8 +155,7 @@ def test_a_key_that_comes_again_in_another_batch_is_set_aside_both_times(
     frame.loc[900, "thing_id"] = frame.loc[5, "thing_id"]
     frame.loc[3, "thing_id"] = frame.loc[4, "thing_id"]
     twice = data.write_table(frame, source.with_name("twice.parquet"))
-    batches = data.read_batches
-    monkeypatch.setattr(data, "read_batches", lambda path, **o: batches(path, **{**o, "batch_rows": 100}))
+    monkeypatch.setattr(data, "BATCH_ROWS", 100)
     result = scoring.score_table(project, 1, twice, output)
     assert (result.n_scored, result.n_quarantined) == (996, 4)
     assert result.bad_by_rule == {"thing_id.duplicated": 4}
@@ -310,28 +308,6 @@ def test_a_batch_killed_in_the_middle_leaves_nothing_visible_and_runs_again(
     assert all(name.startswith(".") and name.endswith(".tmp") for name in files_of(output))
     result = scoring.score_table(project, 1, source.with_name("bad.parquet"), output)
     assert (result.n_rows, result.already_done) == (1000, False)
-
-
-@pytest.mark.parametrize("is_renamed", [False, True])
-def test_a_batch_killed_around_the_renaming_of_its_predictions_runs_again(
-    project: Project, source: Path, output: Path, is_renamed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The account is written before the predictions appear, and completed after."""
-    with monkeypatch.context() as patch:
-        patch.setattr(scoring, "_write_account", unfinished_only)
-        scoring.score_table(project, 1, source, output)
-    if not is_renamed:
-        output.unlink()
-    assert not scoring.score_table(project, 1, source, output).already_done
-    assert scoring.score_table(project, 1, source, output).already_done
-
-
-write_account = scoring._write_account
-
-
-def unfinished_only(output: Path, result: scoring.ScoreResult) -> None:
-    if result.output_fingerprint == scoring.UNFINISHED:
-        write_account(output, result)
 
 
 def test_a_disk_that_fills_up_leaves_no_account_of_what_is_not_there(
