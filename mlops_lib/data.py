@@ -42,7 +42,7 @@ from mlops_lib.errors import (
     WriteRefusedError,
 )
 
-BATCH_ROWS = 65_536
+BATCH_ROWS = 32_768
 # With checksums: without them, changed bytes in a page of numbers are read as other numbers.
 PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
