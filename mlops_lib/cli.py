@@ -460,25 +460,30 @@ def history(ctx: click.Context, stage: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("input_path", type=click.Path(path_type=Path))
-@click.argument("output_path", type=click.Path(path_type=Path))
-@stage_option
-@click.option("--version", type=int, help="Score with this version instead of a stage's.")
+@click.argument("input_path", metavar="INPUT")
+@click.argument("output_path", metavar="OUTPUT")
+@click.option("--stage", "stages", multiple=True, help="Stage whose version scores; default prod. May be repeated.")
+@click.option("--version", "versions", multiple=True, type=int, help="Score with this version. May be repeated.")
 @click.option("--rows", type=click.IntRange(min=1), help="Score only the first so many rows: a smoke test.")
 @json_option
 @click.pass_context
 def score(
     ctx: click.Context,
-    input_path: Path,
-    output_path: Path,
-    stage: str | None,
-    version: int | None,
+    input_path: str,
+    output_path: str,
+    stages: tuple[str, ...],
+    versions: tuple[int, ...],
     rows: int | None,
     as_json: bool,
 ) -> None:
     """Score a table; rows that break the contract are set aside with their reasons.
 
+    INPUT is a Parquet or CSV file, a folder of Parquet files, or URL::TABLE or URL::SELECT of a database. OUTPUT is a
+    Parquet file or URL::TABLE; with several versions, {version} in its name stands for each one's number.
+
+    \b
     Example: mlops score data/arrivals/2013-05.parquet scored.parquet --stage prod
+    Example: mlops score data/arrivals/2013-05.parquet "scored-{version}.parquet" --stage prod --stage dev
     """
     from mlops_lib import scoring
 
@@ -489,9 +494,11 @@ def score(
             bar.total = total
             bar.update(done - bar.n)
 
-        which = version if version is not None else stage or project.production
-        result = scoring.score_table(project, which, input_path, output_path, rows=rows, progress=progress)
-    _print(as_json, asdict(result), lambda: [str(result), f"predictions: {result.output}"])
+        which = [*stages, *versions] or [project.production]
+        results = scoring.score_versions(project, which, input_path, output_path, rows=rows, progress=progress)
+    found: Any = [asdict(result) for result in results]
+    lines = [line for result in results for line in (str(result), f"predictions: {result.output}")]
+    _print(as_json, found if len(found) > 1 else found[0], lambda: lines)
 
 
 @main.command()

@@ -24,8 +24,8 @@ from mlops_lib.registry import Release
 from mlops_lib.scoring import keys as key_room
 from mlops_lib.scoring.result import ScoreResult, read_libraries
 from mlops_lib.scoring.rows import Scored, Scorer, to_frame
-from mlops_lib.scoring.sinks import FileSink, Sink, open_sink
-from mlops_lib.scoring.sources import Source, open_source
+from mlops_lib.scoring.sinks import Sink, open_sink
+from mlops_lib.scoring.sources import Source, open_source, split_address
 
 Progress = Callable[[int, int | None], None]
 MAX_WORKERS = 4  # each holds a batch: more would need more memory, and the reader could not feed them
@@ -88,7 +88,7 @@ def score_versions(
     started = time.monotonic()
     releases = load_releases(project, versions)
     outputs = [name_output(output_path, release.version) for release in releases]
-    if len(set(map(str, outputs))) < len(releases) and isinstance(open_sink(outputs[0]), FileSink):
+    if len(set(map(str, outputs))) < len(releases) and split_address(output_path) is None:
         raise VersionsOutputError(str(output_path), tuple(release.version for release in releases))
     scored_at = datetime.now(UTC).replace(microsecond=0)
     jobs = [_Job(make_scorer(release, project, scored_at), release) for release in releases]
@@ -149,7 +149,8 @@ def load_releases(project: Project, versions: Sequence[int | str]) -> list[Relea
 
 def name_output(output: Path | str, version: int) -> Path | str:
     """Put a version's number where ``{version}`` stands."""
-    return type(output)(str(output).replace("{version}", str(version)))
+    named = str(output).replace("{version}", str(version))
+    return Path(named) if isinstance(output, Path) else named
 
 
 def make_scorer(release: Release, project: Project, scored_at: datetime) -> Scorer:

@@ -31,6 +31,7 @@ from mlops_lib.scoring.sources import split_address
 
 # Ids and scores differ in every row: a dictionary of them would be built for nothing.
 _INSERT_ROWS = 10_000
+_SPOOL = Path(tempfile.gettempdir()) / "temporary file"
 _DICTIONARY = ["model_name", "model_version", "model_digest", "scored_at", "prediction", "rule", "reason"]
 
 
@@ -236,9 +237,9 @@ class SqlSink:
     def __init__(self, url: str, table: str) -> None:
         self.url, self.table = url, table
         self.name = sql.name_table(url, table)
+        self._rows: dict[str, _Rows] = {}
         if not table.replace(".", "_").isidentifier():
             raise OutputTakenError(self.name, "predictions go to a table, and that is no name of one")
-        self._good, self._bad = (_Rows(tempfile.TemporaryFile(prefix="mlops-")) for _ in range(2))  # noqa: SIM115
 
     def find_done(self, release: Release, fingerprint: str, rows: int | None) -> ScoreResult | None:
         """Look for the account of the same batch."""
@@ -259,23 +260,26 @@ class SqlSink:
         return replace(ScoreResult(**json.loads(found)), already_done=True) if found else None
 
     def open(self) -> Path | None:
-        """Nothing is opened before the end: a database is not locked while a batch runs."""
+        """Open nameless files; the database is not touched before the end, so that nothing in it is locked."""
+        with _refused(_SPOOL):
+            for name in ("good", "bad"):
+                self._rows[name] = _Rows(tempfile.TemporaryFile(prefix="mlops-"))  # noqa: SIM115
         return None
 
     def write(self, good: pa.Table, bad: pa.Table) -> None:
         """Keep rows in nameless files."""
-        with _refused(Path(tempfile.gettempdir()) / "temporary file"):
-            self._good.write(good)
+        with _refused(_SPOOL):
+            self._rows["good"].write(good)
             if bad.num_rows:
-                self._bad.write(bad)
+                self._rows["bad"].write(bad)
 
     def publish(self, result: ScoreResult) -> ScoreResult:
         """Insert rows, quarantine and account in one transaction; who was faster with the same batch has done it."""
-        with _refused(Path(tempfile.gettempdir()) / "temporary file"):
-            self._good.finish()
-            self._bad.finish()
-        self._good.file.seek(0)
-        whole: Any = self._good.file
+        with _refused(_SPOOL):
+            self._rows["good"].finish()
+            self._rows["bad"].finish()
+        self._rows["good"].file.seek(0)
+        whole: Any = self._rows["good"].file
         digest = hashlib.file_digest(whole, "sha256").hexdigest()
         quarantine = f"{self.name}_quarantine" if result.n_quarantined else None
         result = replace(result, output_fingerprint=f"sha256:{digest}", quarantine=quarantine)
@@ -291,7 +295,7 @@ class SqlSink:
         schema, name = self._split()
         metadata = sa.MetaData()
         batches = self._batches(metadata)
-        with pq.ParquetFile(self._good.file) as good:
+        with pq.ParquetFile(self._rows["good"].file) as good:
             columns = [sa.Column(field.name, _sql_type(field.type)) for field in good.schema_arrow]
             table = sa.Table(name, metadata, sa.Column("batch", sa.String(64), index=True), *columns, schema=schema)
             texts = [sa.Column(column, sa.Text) for column in ("row", "rule", "reason")]
@@ -305,8 +309,8 @@ class SqlSink:
             connection.execute(batches.insert(), {**facts, "batch": key, "account": account})
             for batch in good.iter_batches(_INSERT_ROWS):
                 connection.execute(table.insert(), [{**row, "batch": key} for row in batch.to_pylist()])
-        if self._bad.n_rows:
-            with pq.ParquetFile(self._bad.file) as bad:
+        if self._rows["bad"].n_rows:
+            with pq.ParquetFile(self._rows["bad"].file) as bad:
                 for batch in bad.iter_batches(_INSERT_ROWS):
                     rows = [_bad_row(row, key) for row in batch.to_pylist()]
                     connection.execute(bad_table.insert(), rows)
@@ -332,8 +336,8 @@ class SqlSink:
 
     def close(self) -> None:
         """Let the nameless files go."""
-        self._good.drop()
-        self._bad.drop()
+        for rows in self._rows.values():
+            rows.drop()
 
 
 def _batch_key(digest: str, fingerprint: str, rows: int | None) -> str:

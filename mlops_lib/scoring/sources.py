@@ -260,16 +260,17 @@ def _raise_for_marks(marks: Mapping[Path, tuple[int, int, int, int]], name: Path
 
 def _read_partitions(folder: Path, paths: Sequence[Path]) -> dict[Path, dict[str, pa.Scalar]]:
     """Return the ``key=value`` of each file's path, typed as pyarrow types them over all files."""
-    relative = {path: str(path.relative_to(folder)) for path in paths}
+    discover = ds.HivePartitioning.discover()
+    names = [str(path) for path in paths]
     try:
-        schema = ds.HivePartitioning.discover().inspect(list(relative.values()))
-        hive = ds.partitioning(schema, flavor="hive")
-        found = {path: ds.get_partition_keys(hive.parse(text)) for path, text in relative.items()}
-    except pa.ArrowException as error:
-        raise TableFileError(folder, f"its folders do not name one set of partitions: {error}") from error
+        found = ds.dataset(names, format="parquet", partitioning=discover, partition_base_dir=str(folder))
+    except (pa.ArrowException, OSError) as error:
+        raise TableFileError(folder, str(error).splitlines()[0].rstrip(".")) from error
+    keys = {Path(part.path): ds.get_partition_keys(part.partition_expression) for part in found.get_fragments()}
+    columns = sorted({name for values in keys.values() for name in values})
     return {
-        path: {name: pa.scalar(values.get(name), schema.field(name).type) for name in schema.names}
-        for path, values in found.items()
+        path: {name: pa.scalar(keys[path].get(name), found.schema.field(name).type) for name in columns}
+        for path in paths
     }
 
 
