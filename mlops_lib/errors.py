@@ -649,6 +649,22 @@ class SqlTableError(MlopsError, ConnectionError):
 
 
 @dataclass(eq=False)
+class SparkError(MlopsError, RuntimeError):
+    """Spark is missing, out of reach, or failed."""
+
+    master: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Give Spark's own words."""
+        return (
+            f"Spark ('{self.master}') did not score: {self.reason}. It needs 'mlops-lib[spark]' here and on every "
+            "executor, and a Java 17 (ci/setup-spark installs both). Without --on, this machine scores. "
+            "Nothing was written."
+        )
+
+
+@dataclass(eq=False)
 class VersionsOutputError(MlopsError, ValueError):
     """One file for the predictions of several versions."""
 

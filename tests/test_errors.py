@@ -224,6 +224,12 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "right to use it are needed. Nothing was committed.",
     ),
     (
+        errors.SparkError("local[2]", "it is not installed (No module named 'pyspark')"),
+        "Spark ('local[2]') did not score: it is not installed (No module named 'pyspark'). It needs "
+        "'mlops-lib[spark]' here and on every executor, and a Java 17 (ci/setup-spark installs both). Without --on, "
+        "this machine scores. Nothing was written.",
+    ),
+    (
         errors.VersionsOutputError("scores.parquet", (3, 4)),
         "Versions 3, 4 cannot all be scored to 'scores.parquet'. Write {version} where the number goes, such as "
         "scores/{version}.parquet, or name a SQL table, which takes all. Nothing was scored.",

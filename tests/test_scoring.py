@@ -670,7 +670,7 @@ def test_columns_of_one_name_are_refused(project: Project, source: Path, output:
 
 def test_an_output_that_is_a_folder_or_below_a_file_is_refused(project: Project, source: Path, output: Path) -> None:
     output.mkdir(parents=True)
-    with pytest.raises(OutputTakenError, match="it is a folder"):
+    with pytest.raises(OutputTakenError, match="not written by a finished batch"):
         scoring.score_table(project, 1, source, output)
     with pytest.raises(WriteRefusedError, match=r"p2.parquet/x.parquet"):
         scoring.score_table(project, 1, source, source / "x.parquet")

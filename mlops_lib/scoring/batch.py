@@ -91,7 +91,7 @@ def score_versions(
     if len(set(map(str, outputs))) < len(releases) and split_address(output_path) is None:
         raise VersionsOutputError(str(output_path), tuple(release.version for release in releases))
     scored_at = datetime.now(UTC).replace(microsecond=0)
-    jobs = [_Job(make_scorer(release, project, scored_at), release) for release in releases]
+    jobs = [Job(make_scorer(release, project, scored_at), release) for release in releases]
     with contextlib.ExitStack() as stack:
         for job, output in zip(jobs, outputs, strict=True):
             job.sink = open_sink(output)
@@ -107,7 +107,7 @@ def score_versions(
         if waiting:
             _score(source, waiting, rows, progress, durations)
         for job in waiting:
-            result = _account(job, source, fingerprint, scored_at, rows)
+            result = make_account(job, source, fingerprint, scored_at, rows)
             durations["total"] = time.monotonic() - started
             rounded = {name: round(seconds, 3) for name, seconds in durations.items()}
             job.done = job.sink.publish(replace(result, durations=rounded, duration_s=rounded["total"]))
@@ -115,7 +115,7 @@ def score_versions(
 
 
 @dataclass
-class _Job:
+class Job:
     """One version's part of a pass."""
 
     scorer: Scorer
@@ -127,6 +127,7 @@ class _Job:
     rules: Counter[str] = field(default_factory=Counter)
 
     def take(self, scored: Scored) -> None:
+        """Write a batch's rows and count them."""
         self.sink.write(scored.good, scored.bad)
         self.n_rows += scored.good.num_rows + scored.bad.num_rows
         self.n_scored += scored.good.num_rows
@@ -169,7 +170,7 @@ def make_scorer(release: Release, project: Project, scored_at: datetime) -> Scor
 
 
 def _score(
-    source: Source, jobs: Sequence[_Job], rows: int | None, progress: Progress | None, durations: dict[str, float]
+    source: Source, jobs: Sequence[Job], rows: int | None, progress: Progress | None, durations: dict[str, float]
 ) -> None:
     """Read once; check and predict in threads; write in order; refuse before anything is shown."""
     started = time.monotonic()
@@ -237,7 +238,8 @@ def _read(source: Source, columns: Sequence[str] | None, rows: int | None) -> It
                 return
 
 
-def _account(job: _Job, source: Source, fingerprint: str, scored_at: datetime, rows: int | None) -> ScoreResult:
+def make_account(job: Job, source: Source, fingerprint: str, scored_at: datetime, rows: int | None) -> ScoreResult:
+    """Return the account of a pass, but for what the sink alone knows."""
     return ScoreResult(
         name=job.release.name,
         version=job.release.version,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from mlops_lib.errors import WriteRefusedError
+from mlops_lib.errors import MlopsError, WriteRefusedError
 
 _BUCKETS = 64
 Hashes = npt.NDArray[np.uint64]
@@ -38,8 +38,8 @@ def find_repeated(read: Callable[[], Iterable[pa.RecordBatch]], folder: Path | N
     WriteRefusedError
         There was no room for 8 bytes a row.
     """
-    with contextlib.ExitStack() as stack:
-        try:
+    try:
+        with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(_BUCKETS)]
             for batch in read():
                 hashes = np.sort(_hash(batch.to_pandas()))
@@ -47,9 +47,11 @@ def find_repeated(read: Callable[[], Iterable[pa.RecordBatch]], folder: Path | N
                 for file, part in zip(files, np.split(hashes, ends[:-1]), strict=True):
                     file.write(part.tobytes())
             twice = [_repeated(file) for file in files]
-        except OSError as error:
-            place = folder or Path(tempfile.gettempdir())
-            raise WriteRefusedError(place / "temporary file", error.strerror or str(error)) from error
+    except OSError as error:  # closing the files fails too, when there is no room for what they still hold
+        if isinstance(error, MlopsError):
+            raise
+        place = (folder or Path(tempfile.gettempdir())) / "temporary file"
+        raise WriteRefusedError(place, error.strerror or str(error)) from error
     wanted = np.concatenate(twice)
     candidates = []
     for batch in read() if len(wanted) else ():

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -27,7 +28,7 @@ from mlops_lib.errors import MlopsError, OutputTakenError, WriteRefusedError, li
 from mlops_lib.registry import Release
 from mlops_lib.scoring import sql
 from mlops_lib.scoring.result import ScoreResult
-from mlops_lib.scoring.sources import split_address
+from mlops_lib.scoring.sources import FolderSource, split_address
 
 # Ids and scores differ in every row: a dictionary of them would be built for nothing.
 _INSERT_ROWS = 10_000
@@ -113,8 +114,6 @@ class FileSink:
     def __init__(self, path: Path) -> None:
         if path.suffix != ".parquet":
             raise OutputTakenError(path, "its name does not end in .parquet")
-        if path.is_dir():
-            raise OutputTakenError(path, "it is a folder")
         self.path, self.name = path, str(path)
         self.places = {"good": path, "bad": quarantine_path(path), "account": manifest_path(path)}
         self._rows: dict[str, _Rows] = {}
@@ -133,7 +132,7 @@ class FileSink:
             first = f"the first {account.n_rows} rows of " if account.rows is not None else ""
             reason = f"it holds predictions of version {account.version} for {first}'{account.input}'"
             raise OutputTakenError(self.path, reason)
-        if data.fingerprint_file(self.path) != account.output_fingerprint:
+        if fingerprint_path(self.path) != account.output_fingerprint:
             raise OutputTakenError(self.path, "it has been changed since it was written")
         return replace(account, already_done=True)
 
@@ -167,22 +166,45 @@ class FileSink:
                 output_fingerprint=data.fingerprint_file(_draft_of(self.path)),
                 quarantine=str(self.places["bad"]) if "bad" in self._rows else None,
             )
-            with _draft_of(self.places["account"]).open("w", encoding="utf-8") as file:
-                json.dump(asdict(result), file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
+            self._write_account(result)
             if "bad" not in self._rows:
                 self.places["bad"].unlink(missing_ok=True)  # of an earlier batch whose predictions were taken away
             for name in ("bad", "account", "good"):
                 if name in self._rows or name == "account":
                     os.replace(_draft_of(self.places[name]), self.places[name])  # noqa: PTH105 - it says atomic
-            self._is_published, self._made = True, []
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            self._finish()
         return result
+
+    def publish_folders(self, result: ScoreResult, good: Path, bad: Path) -> ScoreResult:
+        """Rename folders of Parquet files, as Spark writes them, in the same order."""
+        with _refused(self.path):
+            quarantine = str(self.places["bad"]) if result.n_quarantined else None
+            result = replace(result, output_fingerprint=fingerprint_path(good), quarantine=quarantine)
+            self._write_account(result)
+            if self.places["bad"].is_dir():
+                shutil.rmtree(self.places["bad"])  # of an earlier batch whose predictions were taken away
+            if quarantine:
+                bad.rename(self.places["bad"])
+            os.replace(_draft_of(self.places["account"]), self.places["account"])  # noqa: PTH105 - as above
+            good.rename(self.path)
+            _draft_of(self.path).unlink()
+            self._finish()
+        return result
+
+    def _write_account(self, result: ScoreResult) -> None:
+        with _draft_of(self.places["account"]).open("w", encoding="utf-8") as file:
+            json.dump(asdict(result), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _finish(self) -> None:
+        """Sync the folder: what is renamed stays renamed."""
+        self._is_published, self._made = True, []
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def close(self) -> None:
         """Remove drafts that were not renamed, and folders that were made for them."""
@@ -194,6 +216,11 @@ class FileSink:
         for folder in self._made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def fingerprint_path(path: Path) -> str:
+    """Return the fingerprint of a Parquet file or of a folder of them."""
+    return FolderSource(path).fingerprint() if path.is_dir() else data.fingerprint_file(path)
 
 
 def _draft_of(path: Path) -> Path:

@@ -24,7 +24,7 @@ from mlops_lib.project import Project
 pytestmark = pytest.mark.usefixtures("version")
 Record = Callable[..., None]
 N_KILLS = int(os.environ.get("MLOPS_TEST_KILLS", "5"))  # fifty by hand
-N_ROWS = 400_000
+N_ROWS = 120_000
 COLUMNS = ["thing_id", "score", "prediction", "prediction_id", "model_version", "model_digest"]
 
 
@@ -68,6 +68,7 @@ def test_a_batch_killed_at_any_moment_shows_nothing_and_the_next_is_whole(
     project: Project, source: Path, record: Record
 ) -> None:
     project, calm, output = replace(project, gates=()), project.root / "calm.parquet", project.root / "out/s.parquet"
+    workers.start(time.monotonic).join()  # starts the server that forks, which takes longer than any batch
     began = time.monotonic()
     workers.start(scoring.score_table, project, 1, source, calm).join()
     longest = time.monotonic() - began
@@ -145,15 +146,21 @@ def test_a_batch_into_a_database_that_is_killed_leaves_no_row(
 
 
 def test_a_full_disk_is_named_and_shows_nothing(project: Project, source: Path, tmp_path: Path, record: Record) -> None:
-    with mounted(tmp_path / "full", "size=3m") as folder:
+    def fill(done: int, total: int | None) -> None:
+        with contextlib.suppress(OSError), (folder / "other.bin").open("ab") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+
+    with mounted(tmp_path / "full", "size=6m") as folder:
         with pytest.raises(WriteRefusedError, match=r"full/s.parquet': No space left on device"):
-            scoring.score_table(project, 1, source, folder / "s.parquet")
-        assert list(folder.iterdir()) == []
+            scoring.score_table(project, 1, source, folder / "s.parquet", progress=fill)
+        assert [file.name for file in folder.iterdir()] == ["other.bin"]
     record(11, ours="a batch on a full disk ends with a named error and leaves no file")
 
 
 def test_a_disk_that_fills_with_keys_is_named_too(project: Project, source: Path, tmp_path: Path) -> None:
-    with mounted(tmp_path / "full", "size=1m") as folder:
+    with mounted(tmp_path / "full", "size=256k") as folder:
         with pytest.raises(WriteRefusedError, match=r"No space left on device"):
             scoring.score_table(project, 1, source, folder / "s.parquet")
         assert list(folder.iterdir()) == []
