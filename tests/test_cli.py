@@ -197,6 +197,7 @@ def test_several_versions_are_scored_side_by_side(mlops: Mlops, project: Project
     raise_for_error(one_file, 1, "Versions 2, 1 cannot all be scored to 'out.parquet'")
 
 
+@pytest.mark.usefixtures("version")
 def test_only_the_first_rows_are_scored_when_asked(mlops: Mlops) -> None:
     result = mlops("score", "data/arrivals/p2.parquet", "out.parquet", "--stage", "dev", "--rows", 10)
     assert "10 of 10 rows scored" in result.stdout

@@ -29,6 +29,7 @@ def session() -> Iterator[Any]:
     """Return one Spark for all tests of this file."""
     with spark._session(MASTER) as found:
         found.sparkContext.setLogLevel("OFF")
+        found.conf.set("spark.sql.shuffle.partitions", "2")
         yield found
 
 

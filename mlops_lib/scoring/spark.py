@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import shutil
 import sys
 import tempfile
 import time
 import uuid
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -81,7 +83,7 @@ def score_on_spark(
         sink.open()
         draft = stack.enter_context(_draft(output))
         durations = {"prepare": time.monotonic() - started}
-        with _session(master) as spark:
+        with warnings.catch_warnings(), _session(master) as spark:
             shipped = _ship(spark, job, project)
             counts = _score(spark, str(input_path), draft, shipped)
         job.n_scored = counts.pop(None, 0)
@@ -189,7 +191,7 @@ def _score(spark: Any, source: str, draft: Path, shipped: Shipped) -> dict[str |
     split = contracts.split_rows(shipped.scorer.contract, to_frame(none))
     nothing = shipped.scorer.score(none, split, pd.DataFrame())
     schema = from_arrow_schema(_structs(nothing.good, nothing.bad)[0].schema)
-    shipped = replace(shipped, scorer=replace(shipped.scorer, model=None), repeated=again.toPandas())
+    shipped = replace(shipped, scorer=replace(shipped.scorer, model=None), repeated=again.toArrow().to_pandas())
     scored = frame.mapInArrow(shipped, schema)
     scored = scored.persist(StorageLevel.DISK_ONLY)
     try:
@@ -223,9 +225,12 @@ def _session(master: str) -> Iterator[Any]:
         running = SparkSession.getActiveSession()
         builder = SparkSession.builder
         builder = builder.remote(master) if master.startswith("sc://") else builder.master(master)
-        options = {"spark.ui.enabled": "false", "spark.pyspark.python": sys.executable}
-        spark = running or builder.config(map=options).getOrCreate()
+        spark = running or builder.config("spark.ui.enabled", "false").getOrCreate()
+        if master.startswith("local"):  # elsewhere, PYSPARK_PYTHON says which Python the executors have
+            spark.sparkContext.pythonExec = sys.executable
         try:
+            # It says of pandas 3 as a whole that it is not supported; rows pass as Arrow here.
+            warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
             spark.conf.set("spark.sql.session.timeZone", "UTC")
             spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(data.BATCH_ROWS))
             yield spark
@@ -233,5 +238,6 @@ def _session(master: str) -> Iterator[Any]:
             if running is None:
                 spark.stop()
     except PySparkException as error:
-        lines = [line for line in str(error).splitlines() if "mlops_lib.errors." in line] or str(error).splitlines()
+        lines = str(error).splitlines()
+        lines = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)] or lines
         raise SparkError(master, lines[0].strip().rstrip(".")) from error
