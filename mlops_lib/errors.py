@@ -579,6 +579,22 @@ class BatchRefusedError(MlopsError, ValueError):
 
 
 @dataclass(eq=False)
+class BatchFailedError(MlopsError, ValueError):
+    """A table whose rows are good one by one, and that is not what its contract says as a whole."""
+
+    path: Path | str
+    failures: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Name what failed."""
+        return (
+            f"'{self.path}' was not scored: as a whole it breaks the contract. {listed(self.failures, limit=5)}. "
+            "Mend the table at its source, or loosen the contract in the project file and train again. "
+            "Nothing was written."
+        )
+
+
+@dataclass(eq=False)
 class OutputTakenError(MlopsError, FileExistsError):
     """An output that cannot be written without losing something."""
 

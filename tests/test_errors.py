@@ -199,6 +199,12 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "project file and train again. Nothing was written.",
     ),
     (
+        errors.BatchFailedError(Path("may.parquet"), ("size.scale: large values are about 100, were 10 in training",)),
+        "'may.parquet' was not scored: as a whole it breaks the contract. size.scale: large values are about 100, were "
+        "10 in training. Mend the table at its source, or loosen the contract in the project file and train again. "
+        "Nothing was written.",
+    ),
+    (
         errors.OutputTakenError(Path("out.parquet"), "it was not written by a finished batch"),
         "Nothing was scored to 'out.parquet': it was not written by a finished batch. Name another output. What "
         "is there is as it was.",

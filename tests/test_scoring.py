@@ -25,6 +25,7 @@ from sklearn.linear_model import LinearRegression
 
 from mlops_lib import contracts, data, registry, scoring
 from mlops_lib.errors import (
+    BatchFailedError,
     BatchRefusedError,
     EmptyTableError,
     InputChangedError,
@@ -520,7 +521,7 @@ def make_scorer(model: object) -> rows.Scorer:
 
 def score_frame(scorer: rows.Scorer, frame: pd.DataFrame) -> rows.Scored:
     batch = pa.RecordBatch.from_pandas(frame, preserve_index=False)
-    return scorer.score(batch, contracts.split_rows(scorer.contract, rows.to_frame(batch)), pd.DataFrame())
+    return scorer.score(batch, contracts.split_batch(scorer.contract, batch), pd.DataFrame())
 
 
 def test_a_regression_predicts_its_value() -> None:
@@ -620,6 +621,21 @@ def test_too_many_bad_rows_are_refused_and_nothing_is_written(
         scoring.score_table(project, 1, with_bad_rows(source, n_bad), output)
     assert (caught.value.n_bad, caught.value.n_rows) == (n_bad, 1000)
     assert files_of(output) == []
+
+
+def test_a_table_that_is_wrong_only_as_a_whole_is_refused(
+    project: Project, source: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "BATCH_ROWS", 100)
+    frame = data.read_table(source)
+    other = data.write_table(frame.assign(weight=frame["weight"] / 20 + 2.3), source.with_name("other.parquet"))
+    contract = contracts.Contract.from_dict(registry.load_model(project, 1).files.contract)
+    contract = contract.replace_column("weight", low=None, scale_factor=1.5)
+    monkeypatch.setattr(contracts.Contract, "from_dict", lambda values: contract)
+    with pytest.raises(BatchFailedError, match=r"other.parquet' was not scored.*weight.scale: large values are about"):
+        scoring.score_table(project, 1, other, output)
+    assert files_of(output) == []
+    assert scoring.score_table(project, 1, other, output, rows=50).n_scored == 50
 
 
 def test_bad_tables_are_refused_and_nothing_is_written(project: Project, source: Path, output: Path) -> None:

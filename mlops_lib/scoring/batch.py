@@ -18,12 +18,12 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from mlops_lib import contracts, registry
-from mlops_lib.errors import BatchRefusedError, VersionsOutputError
+from mlops_lib.errors import BatchFailedError, BatchRefusedError, VersionsOutputError
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
 from mlops_lib.scoring import keys as key_room
 from mlops_lib.scoring.result import ScoreResult, read_libraries
-from mlops_lib.scoring.rows import Scored, Scorer, to_frame
+from mlops_lib.scoring.rows import Scored, Scorer
 from mlops_lib.scoring.sinks import Sink, open_sink
 from mlops_lib.scoring.sources import Source, open_source, split_address
 
@@ -59,7 +59,8 @@ def score_table(
 
     Raises
     ------
-    BatchRefusedError, OutputTakenError, InputChangedError, MissingColumnsError, RepeatedColumnsError, TableFileError,
+    BatchRefusedError, BatchFailedError, OutputTakenError, InputChangedError, MissingColumnsError,
+    RepeatedColumnsError, TableFileError,
     EmptyTableError, SqlTableError, TableAddressError, WriteRefusedError, ModelFileError
         Nothing was written.
     """
@@ -125,6 +126,7 @@ class Job:
     n_rows: int = 0
     n_scored: int = 0
     rules: Counter[str] = field(default_factory=Counter)
+    tally: contracts.Tally = field(default_factory=contracts.Tally)
 
     def take(self, scored: Scored) -> None:
         """Write a batch's rows and count them."""
@@ -132,6 +134,17 @@ class Job:
         self.n_rows += scored.good.num_rows + scored.bad.num_rows
         self.n_scored += scored.good.num_rows
         self.rules.update(scored.bad_by_rule)
+        self.tally += scored.tally
+
+    def raise_for_table(self, name: str, *, is_whole: bool = True) -> None:
+        """Raise if too many rows are bad, or if the whole table (a sample may differ) breaks the contract."""
+        contract, n_bad = self.scorer.contract, self.n_rows - self.n_scored
+        if n_bad > contract.max_bad_share * self.n_rows:
+            raise BatchRefusedError(name, n_bad, self.n_rows, contract.max_bad_share, dict(self.rules))
+        report = self.tally.report(contract)
+        failures = tuple(f"{row.name}: {row.reason}" for row in report.rows if row.status == "failed")
+        if is_whole and failures:
+            raise BatchFailedError(name, failures)
 
 
 def load_releases(project: Project, versions: Sequence[int | str]) -> list[Release]:
@@ -175,22 +188,19 @@ def _score(
     """Read once; check and predict in threads; write in order; refuse before anything is shown."""
     started = time.monotonic()
     folders = [job.sink.open() for job in jobs]
-    repeated: dict[tuple[str, ...], pd.DataFrame] = {}
-    for names in {job.scorer.contract.keys for job in jobs}:
-        read = partial(_read, source, names, rows)
-        repeated[names] = key_room.find_repeated(read, folders[0])
+    by_contract = {job.scorer.contract.digest: job.scorer.contract for job in jobs}
+    repeated: dict[str, pd.DataFrame] = {}
+    for digest, contract in by_contract.items():
+        read = partial(_read_keys, source, contract, rows)
+        repeated[digest] = key_room.find_repeated(read, folders[0])
     durations["keys"] = time.monotonic() - started
     n_rows = source.n_rows
     total = min(n_rows, rows) if n_rows and rows else n_rows
 
     def work(batch: pa.RecordBatch) -> list[Scored]:
-        frame = to_frame(batch)
-        splits = {job.scorer.contract.digest: job.scorer.contract for job in jobs}
-        split = {digest: contracts.split_rows(contract, frame) for digest, contract in splits.items()}
-        return [
-            job.scorer.score(batch, split[job.scorer.contract.digest], repeated[job.scorer.contract.keys])
-            for job in jobs
-        ]
+        split = {digest: contracts.split_batch(contract, batch) for digest, contract in by_contract.items()}
+        digests = [job.scorer.contract.digest for job in jobs]
+        return [job.scorer.score(batch, split[d], repeated[d]) for job, d in zip(jobs, digests, strict=True)]
 
     for results in _in_threads(work, _read(source, None, rows)):
         for job, scored in zip(jobs, results, strict=True):
@@ -200,9 +210,7 @@ def _score(
     source.raise_if_changed()
     durations["score"] = time.monotonic() - started - durations["keys"]
     for job in jobs:
-        n_bad, allowed = job.n_rows - job.n_scored, job.scorer.contract.max_bad_share
-        if n_bad > allowed * job.n_rows:
-            raise BatchRefusedError(source.name, n_bad, job.n_rows, allowed, dict(job.rules))
+        job.raise_for_table(source.name, is_whole=rows is None)
 
 
 def _in_threads(
@@ -236,6 +244,11 @@ def _read(source: Source, columns: Sequence[str] | None, rows: int | None) -> It
             left -= batch.num_rows
             if left <= 0:
                 return
+
+
+def _read_keys(source: Source, contract: contracts.Contract, rows: int | None) -> Iterator[pd.DataFrame]:
+    for batch in _read(source, contract.keys, rows):
+        yield contracts.read_keys(contract, batch)
 
 
 def make_account(job: Job, source: Source, fingerprint: str, scored_at: datetime, rows: int | None) -> ScoreResult:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
 
 from mlops_lib.errors import MlopsError, WriteRefusedError
 
@@ -23,13 +22,13 @@ _BUCKETS = 64
 Hashes = npt.NDArray[np.uint64]
 
 
-def find_repeated(read: Callable[[], Iterable[pa.RecordBatch]], folder: Path | None) -> pd.DataFrame:
+def find_repeated(read: Callable[[], Iterable[pd.DataFrame]], folder: Path | None) -> pd.DataFrame:
     """Return each key that comes more than once, once.
 
     Parameters
     ----------
     read : callable
-        Gives batches of the key columns; called a second time only if a hash came twice.
+        Gives frames of the key columns; called a second time only if a hash came twice.
     folder : Path, optional
         Where temporary files go; they have no name and vanish with the process. Default: the system's.
 
@@ -41,8 +40,8 @@ def find_repeated(read: Callable[[], Iterable[pa.RecordBatch]], folder: Path | N
     try:
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(_BUCKETS)]
-            for batch in read():
-                hashes = np.sort(_hash(batch.to_pandas()))
+            for frame in read():
+                hashes = np.sort(_hash(frame))
                 ends = np.searchsorted(hashes >> np.uint64(58), np.arange(1, _BUCKETS + 1))
                 for file, part in zip(files, np.split(hashes, ends[:-1]), strict=True):
                     file.write(part.tobytes())
@@ -54,8 +53,7 @@ def find_repeated(read: Callable[[], Iterable[pa.RecordBatch]], folder: Path | N
         raise WriteRefusedError(place, error.strerror or str(error)) from error
     wanted = np.concatenate(twice)
     candidates = []
-    for batch in read() if len(wanted) else ():
-        frame = batch.to_pandas()
+    for frame in read() if len(wanted) else ():
         candidates.append(frame[np.isin(_hash(frame), wanted)])
     if not candidates:
         return pd.DataFrame()

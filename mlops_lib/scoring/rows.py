@@ -28,11 +28,14 @@ class Scored:
         Keys, ``score``, ``prediction``, ``prediction_id``, model name, version, digest and time; features if kept.
     bad : Table
         The rows set aside as they came, with ``rule`` and ``reason``.
+    tally : Tally
+        What the batch adds to the table's, by which the contract judges it as a whole.
     """
 
     good: pa.Table
     bad: pa.Table
     bad_by_rule: Mapping[str, int]
+    tally: contracts.Tally
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Scorer:
         ----------
         batch : RecordBatch
         split : Split
-            What the contract said of :func:`to_frame` of it, which has the rows' positions as its index.
+            What the contract said of it; its index is the rows' positions.
         repeated : DataFrame
             Keys that come more than once in the whole input.
         """
@@ -77,12 +80,11 @@ class Scorer:
         bad = pa.Table.from_batches([batch.take(pa.array(why.index.to_numpy(dtype="int64")))])
         for name in ("rule", "reason"):
             bad = bad.append_column(name, pa.array(why[name].astype(object), pa.string()))
-        return Scored(self._build(batch, good, score), bad, Counter(why["rule"].astype(object)))
+        return Scored(self._build(good, score), bad, Counter(why["rule"].astype(object)), split.tally)
 
-    def _build(self, batch: pa.RecordBatch, good: pd.DataFrame, score: Any) -> pa.Table:
+    def _build(self, good: pd.DataFrame, score: Any) -> pa.Table:
         n_rows = len(good)
-        rows = batch if n_rows == batch.num_rows else batch.take(pa.array(good.index.to_numpy(dtype="int64")))
-        keys = {name: rows.column(name) for name in self.contract.keys}
+        keys = {name: _to_arrow(good[name]) for name in self.contract.keys}
         texts = [pc.cast(array, pa.string()) for array in keys.values()]
         is_class = not is_regressor(self.model)
         columns: dict[str, Any] = {
@@ -96,25 +98,16 @@ class Scorer:
             "scored_at": pa.repeat(pa.scalar(self.scored_at, pa.timestamp("us", tz="UTC")), n_rows),
         }
         if self.keep_features == "values":
-            columns |= {name: pa.array(good[name]) for name in self.features if name not in columns}
+            columns |= {name: _to_arrow(good[name]) for name in self.features if name not in columns}
         if self.keep_features == "hash":
             hashes = pd.util.hash_pandas_object(good[list(self.features)], index=False)
             columns["features_hash"] = pa.array(hashes.to_numpy().view("int64"))
         return pa.table(columns)
 
 
-def to_frame(batch: pa.RecordBatch) -> pd.DataFrame:
-    """Return the rows as the contract takes them: whole numbers stay whole where others in the column are missing."""
-    kinds = {field.type for field, column in zip(batch.schema, batch.columns, strict=True) if column.null_count}
-    whole = {kind: _NULLABLE[kind] for kind in kinds if kind in _NULLABLE}
-    frame: pd.DataFrame = batch.to_pandas(types_mapper=whole.get if whole else None)
-    return frame
-
-
-_NULLABLE = {
-    getattr(pa, name)(): getattr(pd, f"{'UInt' if name[0] == 'u' else 'Int'}{name.lstrip('uint')}Dtype")()
-    for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-}
+def _to_arrow(values: pd.Series[Any]) -> pa.Array:
+    array = pa.array(values)
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
 def _explain(index: pd.Index[Any], rule: str, reason: str) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import pickle
 import re
 import shutil
 import sys
@@ -28,11 +29,11 @@ import pandas as pd
 import pyarrow as pa
 
 from mlops_lib import contracts, data, integrity
-from mlops_lib.errors import BatchRefusedError, ModelFileError, OutputTakenError, SparkError, TableFileError
+from mlops_lib.errors import ModelFileError, OutputTakenError, SparkError, TableFileError
 from mlops_lib.project import Project
 from mlops_lib.scoring.batch import Job, load_releases, make_account, make_scorer, name_output
 from mlops_lib.scoring.result import ScoreResult
-from mlops_lib.scoring.rows import Scorer, to_frame
+from mlops_lib.scoring.rows import Scored, Scorer
 from mlops_lib.scoring.sinks import FileSink
 from mlops_lib.scoring.sources import open_source, split_address
 
@@ -85,14 +86,9 @@ def score_on_spark(
         durations = {"prepare": time.monotonic() - started}
         with warnings.catch_warnings(), _session(master) as spark:
             shipped = _ship(spark, job, project)
-            counts = _score(spark, str(input_path), draft, shipped)
-        job.n_scored = counts.pop(None, 0)
-        job.rules.update({str(rule): count for rule, count in counts.items()})
-        job.n_rows = job.n_scored + job.rules.total()
+            _score(spark, str(input_path), draft, job, shipped)
         source.raise_if_changed()
-        n_bad, allowed = job.n_rows - job.n_scored, job.scorer.contract.max_bad_share
-        if n_bad > allowed * job.n_rows:
-            raise BatchRefusedError(source.name, n_bad, job.n_rows, allowed, dict(job.rules))
+        job.raise_for_table(source.name)
         durations["score"] = time.monotonic() - started - durations["prepare"]
         durations["total"] = time.monotonic() - started
         rounded = {name: round(seconds, 3) for name, seconds in durations.items()}
@@ -113,22 +109,26 @@ class Shipped:
     repeated: pd.DataFrame
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Score a partition's batches: one struct column for rows scored, one for rows set aside."""
+        """Score a partition's batches."""
         scorer = replace(self.scorer, model=_load(self.file, self.scorer.digest, self))
         for batch in batches:
             if batch.num_rows:
-                split = contracts.split_rows(scorer.contract, to_frame(batch))
-                scored = scorer.score(batch, split, self.repeated)
-                yield from _structs(scored.good, scored.bad)
+                yield _structs(scorer.score(batch, contracts.split_batch(scorer.contract, batch), self.repeated))
 
 
-def _structs(good: pa.Table, bad: pa.Table) -> list[pa.RecordBatch]:
-    good, bad = (_plain(table).combine_chunks().to_struct_array().combine_chunks() for table in (good, bad))
+def _structs(scored: Scored) -> pa.RecordBatch:
+    """Return rows scored, rows set aside and, in a row of its own, the batch's tally, each in a column."""
+    good, bad = (_plain(table).combine_chunks().to_struct_array() for table in (scored.good, scored.bad))
+    good, bad = (
+        pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type) for array in (good, bad)
+    )
+    n_good, n_bad = len(good), len(bad)
     columns = {
-        "good": pa.concat_arrays([good, pa.nulls(len(bad), good.type)]),
-        "bad": pa.concat_arrays([pa.nulls(len(good), bad.type), bad]),
+        "good": pa.concat_arrays([good, pa.nulls(n_bad + 1, good.type)]),
+        "bad": pa.concat_arrays([pa.nulls(n_good, bad.type), bad, pa.nulls(1, bad.type)]),
+        "tally": pa.array([*[None] * (n_good + n_bad), pickle.dumps(scored.tally)], pa.binary()),
     }
-    return [pa.record_batch(columns)]
+    return pa.record_batch(columns)
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -176,8 +176,8 @@ def _ship(spark: Any, job: Job, project: Project) -> Shipped:
     return Shipped(job.scorer, file, manifest, project.trusted_types, pd.DataFrame())
 
 
-def _score(spark: Any, source: str, draft: Path, shipped: Shipped) -> dict[str | None, int]:
-    """Write rows scored and set aside into two folders; return how many, by rule (None for those scored)."""
+def _score(spark: Any, source: str, draft: Path, job: Job, shipped: Shipped) -> None:
+    """Write rows scored and set aside into two folders, and count them."""
     from pyspark import StorageLevel  # noqa: PLC0415 - 1 s, and only --on spark needs it
     from pyspark.sql import functions as F  # noqa: N812, PLC0415 - as everybody writes it
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema  # noqa: PLC0415
@@ -186,18 +186,24 @@ def _score(spark: Any, source: str, draft: Path, shipped: Shipped) -> dict[str |
     keys = list(shipped.scorer.contract.keys)
     known = functools.reduce(lambda one, other: one & other, [F.col(key).isNotNull() for key in keys])
     again = frame.where(known).groupBy(*keys).count().where("count > 1").select(*keys)
+    repeated = contracts.read_keys(shipped.scorer.contract, again.toArrow())
     columns = to_arrow_schema(frame.schema, timezone="UTC")
     none = pa.record_batch([pa.array([], field.type) for field in columns], schema=columns)
-    split = contracts.split_rows(shipped.scorer.contract, to_frame(none))
+    split = contracts.split_batch(shipped.scorer.contract, none)
     nothing = shipped.scorer.score(none, split, pd.DataFrame())
-    schema = from_arrow_schema(_structs(nothing.good, nothing.bad)[0].schema)
-    shipped = replace(shipped, scorer=replace(shipped.scorer, model=None), repeated=again.toArrow().to_pandas())
+    schema = from_arrow_schema(_structs(nothing).schema)
+    shipped = replace(shipped, scorer=replace(shipped.scorer, model=None), repeated=repeated)
     scored = frame.mapInArrow(shipped, schema)
     scored = scored.persist(StorageLevel.DISK_ONLY)
     try:
         scored.where("good is not null").select("good.*").write.parquet(str(draft / "good"))
         scored.where("bad is not null").select("bad.*").write.parquet(str(draft / "bad"))
-        return {row["rule"]: row["count"] for row in scored.groupBy("bad.rule").count().collect()}
+        rows = scored.where("tally is null").groupBy("bad.rule").count().collect()
+        job.rules.update({row["rule"]: row["count"] for row in rows if row["rule"]})
+        job.n_scored = sum(row["count"] for row in rows if not row["rule"])
+        job.n_rows = job.n_scored + job.rules.total()
+        for row in scored.where("tally is not null").select("tally").collect():
+            job.tally += pickle.loads(bytes(row["tally"]))
     finally:
         scored.unpersist()
 
