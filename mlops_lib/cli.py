@@ -490,7 +490,7 @@ def score(
     from mlops_lib import scoring
 
     project = _project(ctx)
-    which = [*stages, *versions] or [project.production]
+    which: list[int | str] = [*stages, *versions] or [project.production]
     if on:
         _score_on_spark(project, which, input_path, output_path, rows, on, as_json)
         return
@@ -507,7 +507,7 @@ def score(
 
 
 def _score_on_spark(
-    project: Project, which: list[Any], source: str, output: str, rows: int | None, on: str, as_json: bool
+    project: Project, which: list[int | str], source: str, output: str, rows: int | None, on: str, as_json: bool
 ) -> None:
     from mlops_lib.scoring import spark
 
