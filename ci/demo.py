@@ -100,10 +100,13 @@ def main() -> None:
         say(f"smoke test: {done['n_scored']} of {done['n_rows']} rows scored from staging")
         move(version, "prod", "smoke test passed")
 
-    done = mlops("run", "04_score", "-p", "stage=prod", "-p", f"period={SCORE}")
+    done = mlops("run", "04_score", "-p", "stage=prod", "-p", "beside=dev", "-p", f"period={SCORE}")
     reports["scores"] = done["html"]
-    again = " (already scored)" if done["result"]["already_done"] else ""
-    say(f"{done['result']['n_scored']:,} flights of {SCORE} scored with version {done['result']['version']}{again}")
+    scored = done["result"]
+    again = " (already scored)" if scored["already_done"] else ""
+    versions = " and ".join(f"version {number}" for number in scored["versions"])
+    say(f"{scored['n_scored']:,} flights of {SCORE} scored with {versions} in one pass{again}")
+    say(f"prod and dev call {scored['agreement']:.1%} of these flights the same")
 
     done = mlops("run", "05_monitor", "-p", "stage=prod", "-p", f"period={SCORE}", "-p", f"as_of={LABELS_KNOWN_BY}")
     reports["drift and live quality"] = done["html"]

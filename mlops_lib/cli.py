@@ -460,37 +460,61 @@ def history(ctx: click.Context, stage: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("input_path", type=click.Path(path_type=Path))
-@click.argument("output_path", type=click.Path(path_type=Path))
-@stage_option
-@click.option("--version", type=int, help="Score with this version instead of a stage's.")
+@click.argument("input_path", metavar="INPUT")
+@click.argument("output_path", metavar="OUTPUT")
+@click.option("--stage", "stages", multiple=True, help="Stage whose version scores; default prod. May be repeated.")
+@click.option("--version", "versions", multiple=True, type=int, help="Score with this version. May be repeated.")
 @click.option("--rows", type=click.IntRange(min=1), help="Score only the first so many rows: a smoke test.")
+@click.option("--on", metavar="spark[=MASTER]", help="Score on Spark: local[*], or spark://… or sc://… as MASTER.")
 @json_option
 @click.pass_context
 def score(
     ctx: click.Context,
-    input_path: Path,
-    output_path: Path,
-    stage: str | None,
-    version: int | None,
+    input_path: str,
+    output_path: str,
+    stages: tuple[str, ...],
+    versions: tuple[int, ...],
     rows: int | None,
+    on: str | None,
     as_json: bool,
 ) -> None:
     """Score a table; rows that break the contract are set aside with their reasons.
 
+    INPUT is a Parquet or CSV file, a folder of Parquet files, or URL::TABLE or URL::SELECT of a database. OUTPUT is a
+    Parquet file or URL::TABLE; with several versions, {version} in its name stands for each one's number.
+
+    \b
     Example: mlops score data/arrivals/2013-05.parquet scored.parquet --stage prod
+    Example: mlops score data/arrivals/2013-05.parquet "scored-{version}.parquet" --stage prod --stage dev
     """
     from mlops_lib import scoring
 
     project = _project(ctx)
+    which: list[int | str] = [*stages, *versions] or [project.production]
+    if on:
+        _score_on_spark(project, which, input_path, output_path, rows, on, as_json)
+        return
     with _bar("row") as bar:
 
         def progress(done: int, total: int | None) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        which = version if version is not None else stage or project.production
-        result = scoring.score_table(project, which, input_path, output_path, rows=rows, progress=progress)
+        results = scoring.score_versions(project, which, input_path, output_path, rows=rows, progress=progress)
+    found: Any = [asdict(result) for result in results]
+    lines = [line for result in results for line in (str(result), f"predictions: {result.output}")]
+    _print(as_json, found if len(found) > 1 else found[0], lambda: lines)
+
+
+def _score_on_spark(
+    project: Project, which: list[int | str], source: str, output: str, rows: int | None, on: str, as_json: bool
+) -> None:
+    from mlops_lib.scoring import spark
+
+    engine, _, master = on.partition("=")
+    if engine != "spark" or len(which) > 1 or rows:
+        raise click.UsageError("--on takes spark or spark=MASTER, with one stage or version and without --rows")
+    result = spark.score_on_spark(project, which[0], source, output, master=master or spark.LOCAL)
     _print(as_json, asdict(result), lambda: [str(result), f"predictions: {result.output}"])
 
 

@@ -43,7 +43,7 @@ from mlops_lib.errors import (
     WriteRefusedError,
 )
 
-BATCH_ROWS = 65_536
+BATCH_ROWS = 32_768
 # With checksums: without them, changed bytes in a page of numbers are read as other numbers.
 PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
@@ -127,7 +127,7 @@ def read_table(
 
 def raise_for_columns(path: Path, needed: Iterable[str]) -> None:
     """Raise ``MissingColumnsError`` unless the file has every column in ``needed``, by reading its header only."""
-    have = _columns(path)
+    have = read_schema(path).names
     missing = tuple(dict.fromkeys(column for column in needed if column not in have))
     if missing:
         raise MissingColumnsError(path, missing, tuple(have))
@@ -167,8 +167,12 @@ def count_rows(path: Path | str) -> int | None:
 def _batches(path: Path, columns: Sequence[str] | None, batch_rows: int) -> Iterator[pa.RecordBatch]:
     names = list(columns) if columns is not None else None
     if path.suffix == ".parquet":
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield from file.iter_batches(batch_size=batch_rows, columns=names)
+        # Buffered: a column of a large row group is not read as a whole.
+        with pq.ParquetFile(path, page_checksum_verification=True, buffer_size=2**20) as file:
+            try:
+                yield from file.iter_batches(batch_size=batch_rows, columns=names)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise TableFileError(path, _locate(file, str(error).splitlines()[0].rstrip("."))) from error
     else:
         yield from _csv_batches(path, names)
 
@@ -180,7 +184,7 @@ def _csv_batches(path: Path, columns: list[str] | None) -> Iterator[pa.RecordBat
     raise_for_encoding(path)
     convert = pacsv.ConvertOptions(
         include_columns=columns,
-        column_types=dict.fromkeys(_columns(path), pa.string()),
+        column_types=dict.fromkeys(read_schema(path).names, pa.string()),
         null_values=[""],
         strings_can_be_null=True,
         quoted_strings_can_be_null=False,
@@ -259,19 +263,36 @@ def _infer_types(table: pa.Table) -> pa.Table:
     return table.replace_schema_metadata(None)
 
 
-def _columns(path: Path) -> list[str]:
+def _locate(file: pq.ParquetFile, reason: str) -> str:
+    """Say which row group and column of a damaged file cannot be read."""
+    for group in range(file.num_row_groups):
+        for column in file.schema_arrow.names:
+            try:
+                file.read_row_group(group, columns=[column])
+            except (pa.ArrowInvalid, OSError):
+                return f"column '{column}' of row group {group + 1} of {file.num_row_groups}: {reason}"
+    return reason
+
+
+def read_schema(path: Path | str) -> pa.Schema:
+    """Return names and types of a file's columns, by reading its header only."""
+    path = Path(path)
     with _explained(path):
         if path.suffix == ".parquet":
-            return list(pq.read_schema(path).names)
-        # Only the header matters here: rows that do not fit it are told when they are read.
-        parse = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda _: "skip")
-        try:
-            with pacsv.open_csv(path, parse_options=parse) as reader:
-                names = list(reader.schema.names)
-        except UnicodeDecodeError:
-            names = ["\0"]
-        if "\0" in "".join(names):
-            raise_for_encoding(path)
+            return pq.read_schema(path)
+        return pa.schema([(name, pa.string()) for name in _read_header(path)])
+
+
+def _read_header(path: Path) -> list[str]:
+    # Only the header matters here: rows that do not fit it are told when they are read.
+    parse = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda _: "skip")
+    try:
+        with pacsv.open_csv(path, parse_options=parse) as reader:
+            names = list(reader.schema.names)
+    except UnicodeDecodeError:
+        names = ["\0"]
+    if "\0" in "".join(names):
+        raise_for_encoding(path)
     separator = next((mark for mark in ";\t|" if mark in names[0]), "") if len(names) == 1 else ""
     if separator:
         raise TableFileError(path, f"its fields are separated by {separator!r} (header {names[0]!r}), not by commas")

@@ -168,7 +168,7 @@ class TableFileError(MlopsError, ValueError):
 class EmptyTableError(MlopsError, ValueError):
     """A table without rows."""
 
-    path: Path
+    path: Path | str
 
     def __str__(self) -> str:
         """Name the file."""
@@ -179,7 +179,7 @@ class EmptyTableError(MlopsError, ValueError):
 class MissingColumnsError(MlopsError, LookupError):
     """A table without columns that are needed."""
 
-    path: Path
+    path: Path | str
     missing: tuple[str, ...]
     columns: tuple[str, ...]
 
@@ -574,7 +574,7 @@ class RunNotFinishedError(MlopsError, ValueError):
 class BatchRefusedError(MlopsError, ValueError):
     """A batch with more bad rows than its contract allows."""
 
-    path: Path
+    path: Path | str
     n_bad: int
     n_rows: int
     max_bad_share: float
@@ -591,15 +591,120 @@ class BatchRefusedError(MlopsError, ValueError):
 
 
 @dataclass(eq=False)
-class OutputTakenError(MlopsError, FileExistsError):
-    """An output file that cannot be written without losing something."""
+class BatchFailedError(MlopsError, ValueError):
+    """A table whose rows are good one by one, and that is not what its contract says as a whole."""
 
-    path: Path
+    path: Path | str
+    failures: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Name what failed."""
+        return (
+            f"'{self.path}' was not scored: as a whole it breaks the contract. {listed(self.failures, limit=5)}. "
+            "Mend the table at its source, or loosen the contract in the project file and train again. "
+            "Nothing was written."
+        )
+
+
+@dataclass(eq=False)
+class OutputTakenError(MlopsError, FileExistsError):
+    """An output that cannot be written without losing something."""
+
+    path: Path | str
     reason: str
 
     def __str__(self) -> str:
         """Ask for another name."""
-        return f"Nothing was scored to '{self.path}': {self.reason}. Name another output. The file is as it was."
+        return f"Nothing was scored to '{self.path}': {self.reason}. Name another output. What is there is as it was."
+
+
+@dataclass(eq=False)
+class InputChangedError(MlopsError, RuntimeError):
+    """A table that was written to while it was scored."""
+
+    path: Path | str
+
+    def __str__(self) -> str:
+        """Ask for a table that stands still."""
+        return (
+            f"'{self.path}' changed while it was being scored, so that no one table belongs to these scores. "
+            "Score it again when it is complete; write it under another name and rename it. Nothing was written."
+        )
+
+
+@dataclass(eq=False)
+class RepeatedColumnsError(MlopsError, ValueError):
+    """A table with two columns of one name."""
+
+    path: Path | str
+    columns: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Name them."""
+        return (
+            f"Table '{self.path}' has more than one column {listed(self.columns)}. Which one is meant cannot be told: "
+            "each name is needed once. Nothing was written."
+        )
+
+
+@dataclass(eq=False)
+class TableAddressError(MlopsError, ValueError):
+    """The address of a database without a table."""
+
+    address: str
+
+    def __str__(self) -> str:
+        """Show the form."""
+        return (
+            f"'{self.address}' names no table. Write a path, or URL::TABLE such as sqlite:////data/a.db::arrivals; "
+            "an input may be URL::SELECT … too. Nothing was read or written."
+        )
+
+
+@dataclass(eq=False)
+class SqlTableError(MlopsError, ConnectionError):
+    """A table of a database that cannot be read or written."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Give the database's own words."""
+        return (
+            f"'{self.name}' cannot be used: {self.reason}. The database, its table and the right to use it are needed. "
+            "Nothing was committed."
+        )
+
+
+@dataclass(eq=False)
+class SparkError(MlopsError, RuntimeError):
+    """Spark is missing, out of reach, or failed."""
+
+    master: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Give Spark's own words."""
+        return (
+            f"Spark ('{self.master}') did not score: {self.reason}. It needs 'mlops-lib[spark]' here and on every "
+            "executor, and a Java 17 (ci/setup-spark installs both). Without --on, this machine scores. "
+            "Nothing was written."
+        )
+
+
+@dataclass(eq=False)
+class VersionsOutputError(MlopsError, ValueError):
+    """One file for the predictions of several versions."""
+
+    output: str
+    versions: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """Show the placeholder."""
+        return (
+            f"Versions {listed(self.versions)} cannot all be scored to '{self.output}'. Write {{version}} where the "
+            "number goes, such as scores/{version}.parquet, or name a SQL table, which takes all. Nothing was scored."
+        )
 
 
 # --- notebooks ---------------------------------------------------------------------------------------------------

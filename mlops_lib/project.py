@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from mlops_lib.errors import (
@@ -73,6 +73,8 @@ class Project:
         Public keys (``ed25519:…``, see :mod:`mlops_lib.signing`); with any, only what one of them has signed is loaded.
     contract : callable, optional
         Takes the contract inferred from training data and returns the one to use.
+    keep_features : {"none", "values", "hash"}
+        Whether batch predictions carry the features they were made from, or a 64-bit hash of them.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Project:
     trusted_types: tuple[str, ...] = ()
     trusted_keys: tuple[str, ...] = ()
     contract: Callable[[Any], Any] | None = None
+    keep_features: Literal["none", "values", "hash"] = "none"
     notebooks: str = "notebooks"
     # Filled in by load_project, from the environment of this process.
     file: Path | None = None

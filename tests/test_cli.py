@@ -187,6 +187,17 @@ def test_empty_lists_are_said_and_are_json(mlops: Mlops) -> None:
 
 
 @pytest.mark.usefixtures("version")
+def test_several_versions_are_scored_side_by_side(mlops: Mlops, project: Project) -> None:
+    register_model(project, C=0.1)
+    both = ["score", "data/arrivals/p2.parquet", "out-{version}.parquet", "--stage", "dev", "--version", "1"]
+    found = json.loads(mlops(*both, "--json").stdout)
+    assert [(result["version"], result["n_scored"]) for result in found] == [(2, 1000), (1, 1000)]
+    assert mlops(*both).stdout.count("1,000 of 1,000 rows already scored") == 2
+    one_file = mlops("score", "data/arrivals/p2.parquet", "out.parquet", "--stage", "dev", "--version", "1")
+    raise_for_error(one_file, 1, "Versions 2, 1 cannot all be scored to 'out.parquet'")
+
+
+@pytest.mark.usefixtures("version")
 def test_only_the_first_rows_are_scored_when_asked(mlops: Mlops) -> None:
     result = mlops("score", "data/arrivals/p2.parquet", "out.parquet", "--stage", "dev", "--rows", 10)
     assert "10 of 10 rows scored" in result.stdout

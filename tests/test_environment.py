@@ -18,10 +18,14 @@ LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 PIN = re.compile(r"^(?P<name>[A-Za-z0-9_.-]+)(?:\[[a-z,]+\])?==(?P<version>\S+)")
 
 
+OWN_LOCK = {"spark": (ROOT / "requirements-spark.lock").read_text(encoding="utf-8")}  # too large for everybody
+
+
 def declared_pins() -> list[str]:
-    """Return the dependencies of pyproject.toml, extras and the dev group included."""
+    """Return the dependencies of pyproject.toml, dev group and extras included but for those with an own lock."""
     content = tomllib.loads(PYPROJECT)
-    extras = [pin for extra in content["project"]["optional-dependencies"].values() for pin in extra]
+    declared = content["project"]["optional-dependencies"]
+    extras = [pin for name, extra in declared.items() if name not in OWN_LOCK for pin in extra]
     return [*content["project"]["dependencies"], *extras, *content["dependency-groups"]["dev"]]
 
 
@@ -115,3 +119,16 @@ def test_the_lock_has_every_dependency_at_a_version_that_it_allows(pin: str) -> 
     wanted = Requirement(pin)
     version, _ = split_lock(LOCK)[canonicalize_name(wanted.name)]
     assert Version(version) in wanted.specifier
+
+
+@pytest.mark.parametrize("extra", OWN_LOCK)
+def test_an_extra_with_its_own_lock_adds_to_the_other_and_changes_nothing_in_it(extra: str) -> None:
+    own, common = split_lock(OWN_LOCK[extra]), split_lock(LOCK)
+    assert find_lock_faults(OWN_LOCK[extra]) == []
+    pins = tomllib.loads(PYPROJECT)["project"]["optional-dependencies"][extra]
+    assert find_unexplained(pins, PYPROJECT) == []
+    for wanted in map(Requirement, pins):
+        assert Version(own[canonicalize_name(wanted.name)][0]) in wanted.specifier
+    assert {name: own[name][0] for name in own if name in common} == {
+        name: common[name][0] for name in own if name in common
+    }

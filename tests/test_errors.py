@@ -203,9 +203,46 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "project file and train again. Nothing was written.",
     ),
     (
+        errors.BatchFailedError(Path("may.parquet"), ("size.scale: large values are about 100, were 10 in training",)),
+        "'may.parquet' was not scored: as a whole it breaks the contract. size.scale: large values are about 100, were "
+        "10 in training. Mend the table at its source, or loosen the contract in the project file and train again. "
+        "Nothing was written.",
+    ),
+    (
         errors.OutputTakenError(Path("out.parquet"), "it was not written by a finished batch"),
-        "Nothing was scored to 'out.parquet': it was not written by a finished batch. Name another output. The "
-        "file is as it was.",
+        "Nothing was scored to 'out.parquet': it was not written by a finished batch. Name another output. What "
+        "is there is as it was.",
+    ),
+    (
+        errors.InputChangedError(Path("may.parquet")),
+        "'may.parquet' changed while it was being scored, so that no one table belongs to these scores. Score it again "
+        "when it is complete; write it under another name and rename it. Nothing was written.",
+    ),
+    (
+        errors.RepeatedColumnsError(Path("may.parquet"), ("size", "color")),
+        "Table 'may.parquet' has more than one column size, color. Which one is meant cannot be told: each name is "
+        "needed once. Nothing was written.",
+    ),
+    (
+        errors.TableAddressError("sqlite:////data/a.db"),
+        "'sqlite:////data/a.db' names no table. Write a path, or URL::TABLE such as sqlite:////data/a.db::arrivals; an "
+        "input may be URL::SELECT … too. Nothing was read or written.",
+    ),
+    (
+        errors.SqlTableError("sqlite:////data/a.db::arrivals", "no such table: arrivals"),
+        "'sqlite:////data/a.db::arrivals' cannot be used: no such table: arrivals. The database, its table and the "
+        "right to use it are needed. Nothing was committed.",
+    ),
+    (
+        errors.SparkError("local[2]", "it is not installed (No module named 'pyspark')"),
+        "Spark ('local[2]') did not score: it is not installed (No module named 'pyspark'). It needs "
+        "'mlops-lib[spark]' here and on every executor, and a Java 17 (ci/setup-spark installs both). Without --on, "
+        "this machine scores. Nothing was written.",
+    ),
+    (
+        errors.VersionsOutputError("scores.parquet", (3, 4)),
+        "Versions 3, 4 cannot all be scored to 'scores.parquet'. Write {version} where the number goes, such as "
+        "scores/{version}.parquet, or name a SQL table, which takes all. Nothing was scored.",
     ),
     (
         errors.NotebookNotFoundError("02_tran", ("01_explore.ipynb", "02_train.ipynb")),

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy as sa
 from conftest import FEATURES, make_rows, register_model
+from sklearn.linear_model import LinearRegression
 
-from mlops_lib import data, registry, scoring
+from mlops_lib import contracts, data, registry, scoring
 from mlops_lib.errors import (
+    BatchFailedError,
     BatchRefusedError,
     EmptyTableError,
+    InputChangedError,
     MissingColumnsError,
     OutputTakenError,
+    RepeatedColumnsError,
+    SqlTableError,
+    TableAddressError,
     TableFileError,
     TableNotFoundError,
     UnknownVersionError,
+    VersionsOutputError,
     WriteRefusedError,
 )
 from mlops_lib.project import Project
+from mlops_lib.scoring import keys, rows, sinks
 
 pytestmark = pytest.mark.usefixtures("version")
 
@@ -141,8 +156,7 @@ def test_the_size_of_batches_does_not_show(
 ) -> None:
     small = data.write_table(data.read_table(source).head(40), source.with_name("small.parquet"))
     scoring.score_table(project, 1, small, output)
-    batches = data.read_batches
-    monkeypatch.setattr(data, "read_batches", lambda path, **o: batches(path, **{**o, "batch_rows": batch_rows}))
+    monkeypatch.setattr(data, "BATCH_ROWS", batch_rows)
     other = output.with_name("other.parquet")
     scoring.score_table(project, 1, small, other)
     columns = ["thing_id", "score", "prediction_id"]
@@ -156,8 +170,7 @@ def test_a_key_that_comes_again_in_another_batch_is_set_aside_both_times(
     frame.loc[900, "thing_id"] = frame.loc[5, "thing_id"]
     frame.loc[3, "thing_id"] = frame.loc[4, "thing_id"]
     twice = data.write_table(frame, source.with_name("twice.parquet"))
-    batches = data.read_batches
-    monkeypatch.setattr(data, "read_batches", lambda path, **o: batches(path, **{**o, "batch_rows": 100}))
+    monkeypatch.setattr(data, "BATCH_ROWS", 100)
     result = scoring.score_table(project, 1, twice, output)
     assert (result.n_scored, result.n_quarantined) == (996, 4)
     assert result.bad_by_rule == {"thing_id.duplicated": 4}
@@ -238,6 +251,365 @@ def test_a_quarantine_of_an_earlier_batch_does_not_stay_beside_a_clean_one(
     assert files_of(output) == ["scored.manifest.json", "scored.parquet"]
 
 
+# --- where rows come from ------------------------------------------------------------------------------------------
+
+COLUMNS = ["thing_id", "score", "prediction_id"]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, project: Project, source: Path) -> str:
+    """Return the URL of a database whose table ``arrivals`` holds 1,000 good arrivals, in no order."""
+    is_sqlite = request.param == "sqlite"
+    url = f"sqlite:///{project.root / 'rows.db'}" if is_sqlite else request.getfixturevalue("postgres_uri")
+    with engine_of(url) as engine:
+        data.read_table(source).sample(frac=1, random_state=0).to_sql("arrivals", engine, index=False)
+    return str(url)
+
+
+@contextlib.contextmanager
+def engine_of(url: str) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(url)
+    yield engine
+    engine.dispose()
+
+
+def read_sql(url: str, query: str) -> pd.DataFrame:
+    with engine_of(url) as engine, engine.connect() as connection:
+        return pd.read_sql(sa.text(query), connection)
+
+
+def test_a_folder_is_scored_file_after_file(project: Project, source: Path, output: Path) -> None:
+    folder = source.parent
+    data.write_table(data.read_table(source).head(3), folder / "_unfinished/part.parquet")
+    data.write_table(data.read_table(source).head(3), folder / ".hidden.parquet")
+    data.write_table(data.read_table(source).head(0), folder / "p0.parquet")
+    result = scoring.score_table(project, 1, folder, output)
+    assert result.n_scored == 3000
+    assert data.read_table(output)["thing_id"].tolist() == list(range(3000))
+    assert scoring.score_table(project, 1, folder, output).already_done
+    data.write_table(data.read_table(folder / "p3.parquet").head(10), folder / "p3.parquet")
+    with pytest.raises(OutputTakenError, match="holds predictions of version 1"):
+        scoring.score_table(project, 1, folder, output)
+
+
+def test_a_column_may_stand_in_the_folders_names(project: Project, source: Path, output: Path) -> None:
+    frame, folder = data.read_table(source), project.root / "by-color"
+    for color, part in frame.groupby("color"):
+        data.write_table(part.drop(columns="color"), folder / f"color={color}" / "part-0.parquet")
+    scoring.score_table(project, 1, source, output)
+    other = output.with_name("other.parquet")
+    scoring.score_table(project, 1, folder, other)
+    pd.testing.assert_frame_equal(
+        data.read_table(other)[COLUMNS].sort_values("thing_id", ignore_index=True), data.read_table(output)[COLUMNS]
+    )
+
+
+def test_a_folder_whose_files_do_not_fit_one_another_is_refused(project: Project, source: Path, output: Path) -> None:
+    frame, folder = data.read_table(source), project.root / "mixed"
+    folder.mkdir()
+    with pytest.raises(TableNotFoundError, match=r"mixed/\*.parquet"):
+        scoring.score_table(project, 1, folder, output)
+    data.write_table(frame, folder / "a.parquet")
+    data.write_table(frame.assign(thing_id=frame["thing_id"] + 5000).drop(columns="size"), folder / "b.parquet")
+    with pytest.raises(MissingColumnsError, match=r"mixed/b.parquet' lacks size"):
+        scoring.score_table(project, 1, folder, output)
+    data.write_table(frame.assign(size="big"), folder / "b.parquet")
+    with pytest.raises(TableFileError, match=r"mixed/b.parquet.*do not fit those of 'a.parquet'.*size"):
+        scoring.score_table(project, 1, folder, output)
+    assert files_of(output) == []
+
+
+def test_a_table_of_a_database_is_scored_in_the_order_of_its_keys(
+    project: Project, source: Path, output: Path, database: str
+) -> None:
+    scoring.score_table(project, 1, source, output)
+    other = output.with_name("other.parquet")
+    result = scoring.score_table(project, 1, f"{database}::arrivals", other)
+    pd.testing.assert_frame_equal(data.read_table(output)[COLUMNS], data.read_table(other)[COLUMNS])
+    assert scoring.score_table(project, 1, f"{database}::arrivals", other).already_done
+    assert result.input.endswith("::arrivals")
+
+
+def test_a_query_is_an_input_too(project: Project, output: Path, database: str) -> None:
+    query = "select thing_id, color, size, cast(weight as numeric) as weight from arrivals where thing_id < 1100;"
+    result = scoring.score_table(project, 1, f"{database}::{query}", output)
+    assert result.n_scored == 100
+
+
+def test_a_changed_row_of_a_database_is_another_input(project: Project, output: Path, database: str) -> None:
+    scoring.score_table(project, 1, f"{database}::arrivals", output)
+    with engine_of(database) as engine, engine.begin() as connection:
+        connection.execute(sa.text("update arrivals set size = size + 0.001 where thing_id = 1500"))
+    with pytest.raises(OutputTakenError, match="holds predictions of version 1"):
+        scoring.score_table(project, 1, f"{database}::arrivals", output)
+
+
+def test_bad_rows_of_a_database_are_set_aside(project: Project, output: Path, database: str) -> None:
+    with engine_of(database) as engine, engine.begin() as connection:
+        connection.execute(sa.text("update arrivals set size = null where thing_id < 1010"))
+        connection.execute(sa.text("update arrivals set thing_id = null where thing_id = 1020"))
+    result = scoring.score_table(project, 1, f"{database}::arrivals", output)
+    assert result.bad_by_rule == {"size.null": 10, "thing_id.null": 1}
+    predictions = data.read_table(output)
+    assert predictions.loc[0, "prediction_id"] == "toy/1/1010"
+
+
+def test_a_database_that_cannot_be_read_is_told_without_its_password(
+    project: Project, output: Path, database: str
+) -> None:
+    with pytest.raises(SqlTableError, match=r"::nothing.*nothing"):
+        scoring.score_table(project, 1, f"{database}::nothing", output)
+    with pytest.raises(MissingColumnsError, match="::select 1 as one' lacks thing_id"):
+        scoring.score_table(project, 1, f"{database}::select 1 as one", output)
+    with pytest.raises(EmptyTableError):
+        scoring.score_table(project, 1, f"{database}::select * from arrivals where size < -1000", output)
+    gone = project.root / "gone.db"
+    with pytest.raises(SqlTableError, match="there is no file"):
+        scoring.score_table(project, 1, f"sqlite:///{gone}::arrivals", output)
+    assert not gone.exists()
+    with pytest.raises(SqlTableError) as caught:
+        scoring.score_table(project, 1, "postgresql+psycopg://me:hush-hush@127.0.0.1:9/x::arrivals", output)
+    assert "hush-hush" not in str(caught.value)
+    with pytest.raises(SqlTableError, match=r"load plugin"):
+        scoring.score_table(project, 1, "nosuch://me@there/x::arrivals", output)
+    assert files_of(output) == []
+
+
+@pytest.mark.parametrize("address", ["sqlite:////tmp/a.db", "sqlite:////tmp/a.db::", "postgresql://host::t"])
+def test_an_address_without_a_table_is_refused(project: Project, source: Path, output: Path, address: str) -> None:
+    with pytest.raises(TableAddressError, match="names no table"):
+        scoring.score_table(project, 1, address, output)
+    with pytest.raises(TableAddressError, match="names no table"):
+        scoring.score_table(project, 1, source, address)
+
+
+def test_a_column_of_several_kinds_in_sqlite_is_read_as_text(project: Project, output: Path) -> None:
+    url = f"sqlite:///{project.root / 'loose.db'}"
+    frame, _ = make_rows(40, seed=1)
+    with engine_of(url) as engine:
+        frame.astype({"size": object}).to_sql("arrivals", engine, index=False)
+        with engine.begin() as connection:
+            connection.execute(sa.text("update arrivals set size = 'big' where thing_id = 3"))
+    with pytest.raises(BatchRefusedError, match=r"40 of 40.*size.kind"):
+        scoring.score_table(project, 1, f"{url}::arrivals", output)
+
+
+def test_whole_keys_stay_whole_beside_missing_ones(project: Project, source: Path, output: Path) -> None:
+    frame = data.read_table(source).astype({"thing_id": "Int64"})
+    frame["thing_id"] += 2**53
+    frame.loc[3, "thing_id"] = None
+    result = scoring.score_table(project, 1, data.write_table(frame, source.with_name("null.parquet")), output)
+    assert result.bad_by_rule == {"thing_id.null": 1}
+    assert data.read_table(output).loc[1, "prediction_id"] == f"toy/1/{2**53 + 1001}"
+
+
+def test_two_keys_of_one_hash_are_still_two_keys(
+    project: Project, source: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = data.read_table(source).head(50)
+    frame.loc[40, "thing_id"] = frame.loc[5, "thing_id"]
+    few = data.write_table(frame, source.with_name("few.parquet"))
+    monkeypatch.setattr(data, "BATCH_ROWS", 10)
+    monkeypatch.setattr(keys, "_hash", lambda frame: np.full(len(frame), 7, dtype=np.uint64))
+    result = scoring.score_table(project, 1, few, output)
+    assert result.bad_by_rule == {"thing_id.duplicated": 2}
+
+
+@pytest.mark.parametrize("way", ["append", "touch", "map", "remove"])
+def test_a_file_that_changes_while_it_is_scored_is_refused(
+    project: Project, source: Path, output: Path, way: str
+) -> None:
+    def disturb(done: int, total: int | None) -> None:
+        if way == "append":
+            with source.open("ab") as file:
+                file.write(b"x")
+        elif way == "touch":
+            os.utime(source)
+        elif way == "remove":
+            source.unlink()
+        else:
+            times = source.stat()
+            with source.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+                view[100] ^= 1
+            os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    with pytest.raises(InputChangedError, match=r"p2.parquet' changed while it was being scored"):
+        scoring.score_table(project, 1, source, output, progress=disturb)
+    assert files_of(output) == []
+
+
+@pytest.mark.parametrize("way", ["change", "add"])
+def test_a_folder_that_changes_while_it_is_scored_is_refused(
+    project: Project, source: Path, output: Path, way: str
+) -> None:
+    def disturb(done: int, total: int | None) -> None:
+        name = source if way == "change" else source.with_name("p9.parquet")
+        data.write_table(make_rows(5, seed=9, start=9000)[0], name)
+
+    with pytest.raises(InputChangedError):
+        scoring.score_table(project, 1, source.parent, output, progress=disturb)
+    assert files_of(output) == []
+
+
+# --- several versions ------------------------------------------------------------------------------------------------
+
+
+def test_two_versions_share_one_pass_and_give_what_each_gives_alone(
+    project: Project, source: Path, output: Path
+) -> None:
+    register_model(project, C=0.1)
+    passes: list[int] = []
+    both = output.with_name("both-{version}.parquet")
+    bad = with_bad_rows(source, 20)
+    results = scoring.score_versions(project, [1, "dev"], bad, both, progress=lambda done, total: passes.append(done))
+    assert passes == [1000]
+    assert [(result.version, result.stage) for result in results] == [(1, None), (2, "dev")]
+    for version in (1, 2):
+        alone = output.with_name(f"alone-{version}.parquet")
+        scoring.score_table(project, version, bad, alone)
+        for path in (lambda p: p, scoring.quarantine_path):
+            found, expected = (data.read_table(path(p)) for p in (output.with_name(f"both-{version}.parquet"), alone))
+            columns = [name for name in expected.columns if name != "scored_at"]
+            pd.testing.assert_frame_equal(found[columns], expected[columns])
+    assert results[0].digest != results[1].digest
+    again = scoring.score_versions(project, [1, 2], bad, both)
+    assert [result.already_done for result in again] == [True, True]
+
+
+def test_what_is_done_already_is_not_done_again_beside_a_new_version(
+    project: Project, source: Path, output: Path
+) -> None:
+    both = output.with_name("both-{version}.parquet")
+    scoring.score_versions(project, [1], source, both)
+    register_model(project, C=0.1)
+    results = scoring.score_versions(project, [1, 2], source, both)
+    assert [result.already_done for result in results] == [True, False]
+
+
+def test_stages_of_one_version_are_one_result(project: Project, source: Path, output: Path) -> None:
+    results = scoring.score_versions(project, ["dev", 1, "1"], source, output)
+    assert [(result.version, result.stage) for result in results] == [(1, "dev")]
+
+
+def test_one_file_for_two_versions_is_refused(project: Project, source: Path, output: Path) -> None:
+    register_model(project, C=0.1)
+    with pytest.raises(VersionsOutputError, match=r"Versions 1, 2 cannot all be scored to .*\{version\}"):
+        scoring.score_versions(project, [1, 2], source, output)
+    assert files_of(output) == []
+
+
+# --- what a prediction is ------------------------------------------------------------------------------------------
+
+
+def test_features_are_kept_or_hashed_where_the_project_says_so(project: Project, source: Path, output: Path) -> None:
+    scoring.score_table(replace(project, keep_features="values"), 1, source, output)
+    kept, arrivals = data.read_table(output), data.read_table(source)
+    pd.testing.assert_frame_equal(kept[list(FEATURES)], arrivals[list(FEATURES)])
+    other = output.with_name("hashed.parquet")
+    scoring.score_table(replace(project, keep_features="hash"), 1, source, other)
+    hashed = data.read_table(other)
+    assert hashed["features_hash"].nunique() == 1000
+    assert not set(FEATURES) & set(hashed.columns)
+
+
+def make_scorer(model: object) -> rows.Scorer:
+    frame, _ = make_rows(50, seed=3)
+    contract = contracts.infer_contract(frame, features=["size", "weight"], keys=["thing_id"])
+    at = datetime(2020, 1, 1, tzinfo=UTC)
+    return rows.Scorer("toy", 3, "d" * 64, 0.5, ["size", "weight"], model, contract, at)
+
+
+def score_frame(scorer: rows.Scorer, frame: pd.DataFrame) -> rows.Scored:
+    batch = pa.RecordBatch.from_pandas(frame, preserve_index=False)
+    return scorer.score(batch, contracts.split_batch(scorer.contract, batch), pd.DataFrame())
+
+
+def test_a_regression_predicts_its_value() -> None:
+    frame, _ = make_rows(50, seed=3)
+    model = LinearRegression().fit(frame[["size", "weight"]], 3 * frame["size"])
+    found = score_frame(make_scorer(model), frame).good.to_pandas()
+    np.testing.assert_allclose(found["prediction"], 3 * frame["size"])
+    assert found["prediction"].equals(found["score"])
+
+
+def test_a_row_without_a_finite_score_is_set_aside() -> None:
+    class Odd(LinearRegression):
+        def predict(self, X: pd.DataFrame) -> np.ndarray:
+            return np.where(X["size"] > X["size"].median(), np.nan, 1.0)
+
+    frame, _ = make_rows(50, seed=3)
+    found = score_frame(make_scorer(Odd()), frame)
+    assert (found.good.num_rows, found.bad.num_rows) == (25, 25)
+    assert found.bad_by_rule == {"score.finite": 25}
+    assert set(found.bad.to_pandas()["reason"]) == {"version 3 gives no finite score"}
+
+
+# --- databases as outputs ------------------------------------------------------------------------------------------
+
+
+def test_predictions_are_appended_to_a_table_with_an_account_of_each_batch(
+    project: Project, source: Path, database: str
+) -> None:
+    table = f"{database}::scores"
+    first = scoring.score_table(project, 1, with_bad_rows(source, 20), table)
+    register_model(project, C=0.1)
+    scoring.score_table(project, 2, source, table)
+    found = read_sql(database, "select * from scores order by model_version, thing_id")
+    assert found.groupby("model_version").size().to_dict() == {1: 980, 2: 1000}
+    batches = read_sql(database, "select * from scores_batches order by version")
+    assert batches["n_quarantined"].tolist() == [20, 0]
+    assert set(found["batch"]) == set(batches["batch"])
+    quarantine = read_sql(database, "select * from scores_quarantine")
+    assert len(quarantine) == 20
+    assert json.loads(quarantine.loc[0, "row"])["thing_id"] == 1000
+    assert first.quarantine == f"{first.output}_quarantine"
+    again = scoring.score_table(project, 1, source.with_name("bad.parquet"), table)
+    assert again == replace(first, already_done=True)
+    assert len(read_sql(database, "select * from scores")) == 1980
+
+
+def test_a_table_is_scored_into_its_own_database(project: Project, source: Path, output: Path, database: str) -> None:
+    scoring.score_table(project, 1, f"{database}::arrivals", f"{database}::scores")
+    scoring.score_table(project, 1, source, output)
+    found = read_sql(database, "select * from scores order by thing_id")[COLUMNS]
+    pd.testing.assert_frame_equal(found, data.read_table(output)[COLUMNS])
+
+
+def test_versions_side_by_side_go_into_one_table(project: Project, source: Path, database: str) -> None:
+    register_model(project, C=0.1)
+    scoring.score_versions(project, [1, 2], source, f"{database}::scores")
+    found = read_sql(database, "select thing_id, model_version, score from scores")
+    assert found.pivot(index="thing_id", columns="model_version", values="score").notna().all().all()
+
+
+def test_a_failed_insert_leaves_no_row_and_no_account(
+    project: Project, source: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(row: object, key: str) -> None:
+        raise sa.exc.OperationalError("insert", {}, Exception("server closed the connection"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sinks, "_bad_row", fail)
+        with pytest.raises(SqlTableError, match="server closed the connection"):
+            scoring.score_table(project, 1, with_bad_rows(source, 20), f"{database}::scores")
+    with engine_of(database) as engine:
+        left = [name for name in sa.inspect(engine).get_table_names() if name.startswith("scores")]
+        counts = [len(read_sql(database, f"select * from {name}")) for name in left]
+    assert not any(counts)
+    assert scoring.score_table(project, 1, source, f"{database}::scores").n_scored == 1000
+
+
+def test_a_table_that_is_something_else_is_left_alone(project: Project, source: Path, database: str) -> None:
+    with pytest.raises(OutputTakenError, match="no 'arrivals_batches' that accounts for it"):
+        scoring.score_table(project, 1, source, f"{database}::arrivals")
+    scoring.score_table(project, 1, source, f"{database}::scores")
+    other = project.path("arrivals", "p3")
+    with pytest.raises(OutputTakenError, match=r"the table has columns .* these rows .*features_hash"):
+        scoring.score_table(replace(project, keep_features="hash"), 1, other, f"{database}::scores")
+    with pytest.raises(OutputTakenError, match="that is no name of one"):
+        scoring.score_table(project, 1, source, f"{database}::select 1")
+
+
 # --- refusals ----------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +621,21 @@ def test_too_many_bad_rows_are_refused_and_nothing_is_written(
         scoring.score_table(project, 1, with_bad_rows(source, n_bad), output)
     assert (caught.value.n_bad, caught.value.n_rows) == (n_bad, 1000)
     assert files_of(output) == []
+
+
+def test_a_table_that_is_wrong_only_as_a_whole_is_refused(
+    project: Project, source: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "BATCH_ROWS", 100)
+    frame = data.read_table(source)
+    other = data.write_table(frame.assign(weight=frame["weight"] / 20 + 2.3), source.with_name("other.parquet"))
+    contract = contracts.Contract.from_dict(registry.load_model(project, 1).files.contract)
+    contract = contract.replace_column("weight", low=None, scale_factor=1.5)
+    monkeypatch.setattr(contracts.Contract, "from_dict", lambda values: contract)
+    with pytest.raises(BatchFailedError, match=r"other.parquet' was not scored.*weight.scale: large values are about"):
+        scoring.score_table(project, 1, other, output)
+    assert files_of(output) == []
+    assert scoring.score_table(project, 1, other, output, rows=50).n_scored == 50
 
 
 def test_bad_tables_are_refused_and_nothing_is_written(project: Project, source: Path, output: Path) -> None:
@@ -268,6 +655,41 @@ def test_bad_tables_are_refused_and_nothing_is_written(project: Project, source:
     with pytest.raises(UnknownVersionError):
         scoring.score_table(project, 9, source, output)
     assert files_of(output) == []
+
+
+def test_a_damaged_row_group_is_named_with_its_column(project: Project, source: Path, output: Path) -> None:
+    path = source.with_name("damaged.parquet")
+    pq.write_table(pq.read_table(source), path, row_group_size=250, **data.PARQUET)
+    group = pq.read_metadata(path).row_group(2)
+    column = next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == "size")
+    at = column.data_page_offset + 100
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TableFileError, match=r"damaged.parquet' cannot be read: column 'size' of row group 3 of 4"):
+        scoring.score_table(project, 1, path, output)
+    assert files_of(output) == []
+
+
+def test_columns_of_one_name_are_refused(project: Project, source: Path, output: Path) -> None:
+    table = pq.read_table(source)
+    path = source.with_name("repeated.parquet")
+    pq.write_table(table.append_column("size", table["weight"]), path)
+    with pytest.raises(RepeatedColumnsError, match=r"repeated.parquet' has more than one column size"):
+        scoring.score_table(project, 1, path, output)
+    csv = source.with_name("repeated.csv")
+    csv.write_text("thing_id,color,size,size,weight\n1,red,1.0,2.0,3.0\n")
+    with pytest.raises(RepeatedColumnsError, match=r"repeated.csv' has more than one column size"):
+        scoring.score_table(project, 1, csv, output)
+    assert files_of(output) == []
+
+
+def test_an_output_that_is_a_folder_or_below_a_file_is_refused(project: Project, source: Path, output: Path) -> None:
+    output.mkdir(parents=True)
+    with pytest.raises(OutputTakenError, match="not written by a finished batch"):
+        scoring.score_table(project, 1, source, output)
+    with pytest.raises(WriteRefusedError, match=r"p2.parquet/x.parquet"):
+        scoring.score_table(project, 1, source, source / "x.parquet")
 
 
 # --- interrupted -------------------------------------------------------------------------------------------------
@@ -312,28 +734,6 @@ def test_a_batch_killed_in_the_middle_leaves_nothing_visible_and_runs_again(
     assert (result.n_rows, result.already_done) == (1000, False)
 
 
-@pytest.mark.parametrize("is_renamed", [False, True])
-def test_a_batch_killed_around_the_renaming_of_its_predictions_runs_again(
-    project: Project, source: Path, output: Path, is_renamed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The account is written before the predictions appear, and completed after."""
-    with monkeypatch.context() as patch:
-        patch.setattr(scoring, "_write_account", unfinished_only)
-        scoring.score_table(project, 1, source, output)
-    if not is_renamed:
-        output.unlink()
-    assert not scoring.score_table(project, 1, source, output).already_done
-    assert scoring.score_table(project, 1, source, output).already_done
-
-
-write_account = scoring._write_account
-
-
-def unfinished_only(output: Path, result: scoring.ScoreResult) -> None:
-    if result.output_fingerprint == scoring.UNFINISHED:
-        write_account(output, result)
-
-
 def test_a_disk_that_fills_up_leaves_no_account_of_what_is_not_there(
     project: Project, source: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,3 +754,28 @@ def test_many_rows_of_several_row_groups_are_all_there(project: Project, output:
     result = scoring.score_table(project, 1, path, output)
     assert result.n_rows == result.n_scored + result.n_quarantined == 150_000
     assert pq.read_metadata(output).num_rows == result.n_scored
+
+
+def test_two_jobs_do_not_write_one_output_at_a_time(project: Project, source: Path, output: Path) -> None:
+    first = sinks.FileSink(output)
+    first.open()
+    with pytest.raises(OutputTakenError, match="another process is scoring to it"):
+        scoring.score_table(project, 1, source, output)
+    first.close()
+    assert files_of(output) == []
+    assert scoring.score_table(project, 1, source, output).n_scored == 1000
+
+
+def test_what_a_killed_job_left_is_gone_after_the_next(project: Project, source: Path, output: Path) -> None:
+    output.parent.mkdir()
+    for name in ("scored.parquet", "scored.quarantine.parquet", "scored.manifest.json"):
+        output.with_name(f".{name}.tmp").write_bytes(b"half of something" * 10_000)
+    scoring.score_table(project, 1, source, output)
+    assert files_of(output) == ["scored.manifest.json", "scored.parquet"]
+    assert data.read_table(output)["thing_id"].nunique() == 1000
+
+
+def test_the_account_says_how_long_each_phase_took_and_with_what(project: Project, source: Path, output: Path) -> None:
+    result = scoring.score_table(project, 1, source, output)
+    assert list(result.durations) == ["prepare", "keys", "score", "total"]
+    assert {"python", "scikit-learn", "pyarrow"} <= set(result.libraries)
