@@ -22,6 +22,7 @@ from mlops_lib.report import Report, table_lines
 if TYPE_CHECKING:
     from mlops_lib.notebooks.run import NotebookRun
     from mlops_lib.project import Project
+    from mlops_lib.registry import Entry
 
 NO = 3  # it worked and the answer is no
 HERE = {"lab", "ui", "serve", "kernels", "--help", "-h", "--version"}  # words of what no warm server is asked for
@@ -35,17 +36,24 @@ class Commands(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; the refusals of a promotion or rollback are answers (3), every other error is 1."""
+        """Run a command; the refusals of a move between stages are answers (3), every other error is 1."""
         try:
             return super().invoke(ctx)
         except MlopsError as error:
-            from mlops_lib.errors import HeadMovedError, PromotionRefusedError, RollbackRefusedError
+            from mlops_lib import errors
 
             if ctx.find_root().params.get("debug"):
                 raise
             click.secho(str(error), fg="red", err=True)
-            refused = isinstance(error, PromotionRefusedError | RollbackRefusedError | HeadMovedError)
-            ctx.exit(NO if refused else 1)
+            refusals = (
+                errors.PromotionRefusedError,
+                errors.RollbackRefusedError,
+                errors.FreezeRefusedError,
+                errors.ApprovalRefusedError,
+                errors.DeletionRefusedError,
+                errors.HeadMovedError,
+            )
+            ctx.exit(NO if isinstance(error, refusals) else 1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -434,29 +442,121 @@ def rollback(ctx: click.Context, stage: str, to: int | None, reason: str, as_jso
 
 
 @main.command()
-@click.argument("stage", required=False)
+@click.argument("version", type=int)
+@click.argument("stage")
+@click.option("--reason", required=True, help="Why; written in the history.")
 @json_option
 @click.pass_context
-def history(ctx: click.Context, stage: str | None, as_json: bool) -> None:
-    """Tell who moved what, when, why and on which evidence.
+def approve(ctx: click.Context, version: int, stage: str, reason: str, as_json: bool) -> None:
+    """Agree, as a second person, that a version is promoted to a stage that needs one.
+
+    Example: mlops approve 7 prod --reason "read the report of April"
+    """
+    from mlops_lib import registry
+
+    entry = registry.approve(_project(ctx), version, stage, reason=reason)
+    _print(as_json, asdict(entry), lambda: [str(entry)])
+
+
+@main.command()
+@click.argument("stage")
+@click.option("--reason", required=True, help="Why; written in the history.")
+@json_option
+@click.pass_context
+def freeze(ctx: click.Context, stage: str, reason: str, as_json: bool) -> None:
+    """Keep a stage as it is: no promotion, no force, no rollback until it is unfrozen.
+
+    Example: mlops freeze prod --reason "holiday traffic"
+    """
+    from mlops_lib import registry
+
+    entry = registry.freeze(_project(ctx), stage, reason=reason)
+    _print(as_json, asdict(entry), lambda: [str(entry)])
+
+
+@main.command()
+@click.argument("stage")
+@click.option("--reason", required=True, help="Why; written in the history.")
+@json_option
+@click.pass_context
+def unfreeze(ctx: click.Context, stage: str, reason: str, as_json: bool) -> None:
+    """Let a frozen stage move again.
+
+    Example: mlops unfreeze prod --reason "holidays are over"
+    """
+    from mlops_lib import registry
+
+    entry = registry.unfreeze(_project(ctx), stage, reason=reason)
+    _print(as_json, asdict(entry), lambda: [str(entry)])
+
+
+@main.command()
+@click.argument("version", type=int)
+@click.option("--reason", required=True, help="Why; written in the history.")
+@json_option
+@click.pass_context
+def delete(ctx: click.Context, version: int, reason: str, as_json: bool) -> None:
+    """Delete a version that no stage has and no rollback could need; its history stays.
+
+    Example: mlops delete 3 --reason "trained on the wrong month"
+    """
+    from mlops_lib import registry
+
+    entry = registry.delete_version(_project(ctx), version, reason=reason)
+    _print(as_json, asdict(entry), lambda: [str(entry)])
+
+
+@main.command()
+@click.argument("stage", required=False)
+@click.option("--at", help="Show what each stage had then instead, such as 2026-11-01T12:00Z.")
+@json_option
+@click.pass_context
+def history(ctx: click.Context, stage: str | None, at: str | None, as_json: bool) -> None:
+    """Tell who moved what, when, why and on which evidence; forced moves are red. Or what every stage had at a time.
 
     Example: mlops history prod
     """
     from mlops_lib import registry
 
-    entries = registry.history(_project(ctx), stage)
+    project = _project(ctx)
+    if at is not None:
+        time = _moment_of(at)
+        if stage is not None:
+            project.raise_for_stage(stage)
+        found = {name: entry for name, entry in registry.as_of(project, time).items() if stage in (None, name)}
+        standing: list[list[object]] = [
+            [s, e.version, e.at[:19], e.actor, e.action, e.reason] if e else [s, "", "", "", "", "empty"]
+            for s, e in found.items()
+        ]
+        header = ["stage", "version", "since", "who", "move", "why"]
+        stages = {name: asdict(entry) if entry else None for name, entry in found.items()}
+        red = {n for n, entry in enumerate(found.values(), start=1) if entry and entry.action == "force"}
+        _print(as_json, {"at": time.isoformat(), "stages": stages}, lambda: _redden(_table(header, standing), red))
+        return
+    entries = registry.history(project, stage)
 
     def lines() -> list[str]:
         header = ["#", "when", "who", "move", "stage", "version", "from", "evidence", "why"]
-        rows: list[list[object]] = [
-            [e.number, e.at, e.actor, e.action, e.stage, e.version, e.from_version, e.verdict[:12], e.reason]
-            for e in entries
-        ]
-        text = _table(header, rows)
-        forced = {i for i, e in enumerate(entries, start=1) if e.action == "force"}
-        return [click.style(line, fg="red") if i in forced else line for i, line in enumerate(text)]
+        rows = [_entry_cells(entry) for entry in entries]
+        return _redden(_table(header, rows), {i for i, e in enumerate(entries, start=1) if e.action == "force"})
 
     _print(as_json, [asdict(entry) for entry in entries], lines)
+
+
+def _entry_cells(e: Entry) -> list[object]:
+    when, version = e.at[:19], e.version or None
+    return [e.number, when, e.actor, e.action, e.stage, version, e.from_version, e.verdict[:12], e.reason]
+
+
+def _redden(lines: list[str], numbers: set[int]) -> list[str]:
+    return [click.style(line, fg="red") if n in numbers else line for n, line in enumerate(lines)]
+
+
+def _moment_of(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"'{text}' is no time such as 2026-11-01T12:00Z", param_hint="--at") from None
 
 
 @main.command()

@@ -227,9 +227,15 @@ class StoreUnreachableError(MlopsError, ConnectionError):
 
     uri: str
     reason: str
+    is_midway: bool = False
 
     def __str__(self) -> str:
-        """Say how to start it or do without."""
+        """Say how to start it or do without, and what may have been written before."""
+        if self.is_midway:
+            return (
+                f"The MLflow store at '{self.uri}' failed in the middle ({self.reason}). What it had confirmed "
+                "stands and the next command completes it: look at 'mlops history' before you repeat this one."
+            )
         return (
             f"Cannot reach the MLflow store at '{self.uri}' ({self.reason}). Start it, or unset MLFLOW_TRACKING_URI "
             "to use the project's own mlflow.db. Nothing was changed."
@@ -506,6 +512,64 @@ class RollbackRefusedError(MlopsError, ValueError):
 
 
 @dataclass(eq=False)
+class FreezeRefusedError(MlopsError, ValueError):
+    """A stage that was not frozen or unfrozen."""
+
+    name: str
+    stage: str
+    action: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Give the reason."""
+        return f"{self.action} {self.stage} of '{self.name}' was refused: {self.reason}. Nothing was changed."
+
+
+@dataclass(eq=False)
+class ApprovalRefusedError(MlopsError, ValueError):
+    """An approval that was not given."""
+
+    name: str
+    version: int
+    stage: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Give the reason."""
+        return (
+            f"Version {self.version} of '{self.name}' was not approved for {self.stage}: {self.reason}. "
+            "Nothing was changed."
+        )
+
+
+@dataclass(eq=False)
+class DeletionRefusedError(MlopsError, ValueError):
+    """A version that was not deleted."""
+
+    name: str
+    version: int
+    reason: str
+
+    def __str__(self) -> str:
+        """Give the reason."""
+        return f"Version {self.version} of '{self.name}' was not deleted: {self.reason}. It is still there."
+
+
+@dataclass(eq=False)
+class NaiveTimeError(MlopsError, ValueError):
+    """A time without a zone, where the ledger is asked."""
+
+    time: str
+
+    def __str__(self) -> str:
+        """Show how a zone is written."""
+        return (
+            f"The time '{self.time}' has no zone, so it names no moment. Write it with one, such as "
+            "2026-11-01T12:00Z or 2026-11-01T12:00+01:00. Nothing was looked up."
+        )
+
+
+@dataclass(eq=False)
 class HeadMovedError(MlopsError, RuntimeError):
     """Somebody else moved a stage first."""
 
@@ -523,7 +587,7 @@ class HeadMovedError(MlopsError, RuntimeError):
 
 @dataclass(eq=False)
 class ReasonTooLongError(MlopsError, ValueError):
-    """A reason that does not fit into an entry of the ledger."""
+    """A reason that does not fit into an entry of the ledger, with who acts and the operation id."""
 
     n_characters: int
     limit: int
@@ -531,7 +595,7 @@ class ReasonTooLongError(MlopsError, ValueError):
     def __str__(self) -> str:
         """Give both lengths."""
         return (
-            f"The reason or description takes {self.n_characters} characters as JSON, the ledger keeps {self.limit}. "
+            f"The reason, with who acts, takes {self.n_characters} characters as JSON, the ledger keeps {self.limit}. "
             "Shorten it and keep the long form in the run. Nothing was changed."
         )
 

@@ -63,6 +63,10 @@ class Project:
         Feature columns whose values are looked at one by one.
     stages : tuple of str
         In order of trust; a new version enters the first one.
+    may_skip_stages : bool
+        Whether a version may go from the first stage to any other at once.
+    approvals : tuple of str
+        Stages that a version enters only with a second person's approval.
     threshold : float
         Operating point: a score at or above it is the positive class.
     ingest : callable, optional
@@ -89,6 +93,8 @@ class Project:
     gates: tuple[Any, ...] = ()
     slices: tuple[str, ...] = ()
     stages: tuple[str, ...] = ("dev", "staging", "prod")
+    may_skip_stages: bool = False
+    approvals: tuple[str, ...] = ()
     threshold: float = 0.5
     ingest: Callable[[], tuple[str, ...]] | None = None
     trusted_types: tuple[str, ...] = ()
@@ -105,6 +111,11 @@ class Project:
     notebook: str | None = None
     outputs: Path | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raise ``UnknownStageError`` for an approval that no stage would ask for."""
+        for stage in self.approvals:
+            self.raise_for_stage(stage)
 
     @property
     def secrets(self) -> tuple[str, ...]:

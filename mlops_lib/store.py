@@ -124,6 +124,17 @@ def explained(uri: str) -> Iterator[None]:
         raise StoreUnreachableError(without_password(uri), reason) from cause
 
 
+@contextlib.contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turn what MLflow and the database say in the middle of an operation into our error, without the password."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        reason = _first_line(error).replace(uri, without_password(uri))
+        cause = None if "@" in uri else error  # a traceback would show the password
+        raise StoreUnreachableError(without_password(uri), reason, is_midway=True) from cause
+
+
 def _create_sqlite(path: Path, uri: str) -> None:
     """Build the schema of a fresh SQLite store under a lock, in a temporary file that is renamed into place."""
     if path.exists() and path.stat().st_size:
@@ -245,4 +256,6 @@ def without_password(uri: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    told = [line for line in lines if not line.startswith("(raised as a result of")]  # SQLAlchemy's aside
+    return (told or lines)[0][:200]

@@ -177,13 +177,35 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "prod of 'toy' was not rolled back: it never had version 9; it had 6. It still has version 7.",
     ),
     (
+        errors.StoreUnreachableError("http://127.0.0.1:5000", "connection refused", is_midway=True),
+        "The MLflow store at 'http://127.0.0.1:5000' failed in the middle (connection refused). What it had confirmed "
+        "stands and the next command completes it: look at 'mlops history' before you repeat this one.",
+    ),
+    (
+        errors.FreezeRefusedError("flight-delays", "prod", "unfreeze", "it is not frozen"),
+        "unfreeze prod of 'flight-delays' was refused: it is not frozen. Nothing was changed.",
+    ),
+    (
+        errors.ApprovalRefusedError("flight-delays", 7, "prod", "ada is its author"),
+        "Version 7 of 'flight-delays' was not approved for prod: ada is its author. Nothing was changed.",
+    ),
+    (
+        errors.DeletionRefusedError("flight-delays", 7, "prod has it"),
+        "Version 7 of 'flight-delays' was not deleted: prod has it. It is still there.",
+    ),
+    (
+        errors.NaiveTimeError("2026-11-01 12:00:00"),
+        "The time '2026-11-01 12:00:00' has no zone, so it names no moment. Write it with one, such as "
+        "2026-11-01T12:00Z or 2026-11-01T12:00+01:00. Nothing was looked up.",
+    ),
+    (
         errors.HeadMovedError("toy", "promote to prod", "#4 promote prod → version 3 by bob at noon"),
         "promote to prod of 'toy' was not made: somebody else moved first (#4 promote prod → version 3 by bob at "
         "noon). Look at 'mlops history' and decide again. Nothing was changed by this call.",
     ),
     (
         errors.ReasonTooLongError(6000, 4000),
-        "The reason or description takes 6000 characters as JSON, the ledger keeps 4000. Shorten it and keep the long "
+        "The reason, with who acts, takes 6000 characters as JSON, the ledger keeps 4000. Shorten it and keep the long "
         "form in the run. Nothing was changed.",
     ),
     (

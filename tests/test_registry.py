@@ -19,6 +19,7 @@ from conftest import FEATURES, copy_store, make_model, make_project, make_rows, 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
+from stages import aliases, bring_to_prod, clone, force_to_prod, judge, standing
 
 from mlops_lib import data, integrity, registry, store, tracking
 from mlops_lib.errors import (
@@ -36,51 +37,8 @@ from mlops_lib.errors import (
 )
 from mlops_lib.gates import Threshold, check_gates
 from mlops_lib.project import Project
+from mlops_lib.registry import ledger, moves, verdicts
 from mlops_lib.report import Report, Row
-
-
-def judge(project: Project, version: int) -> Report:
-    """Run the project's gates on period p2 and log the verdict, as 03_validate does."""
-    champion = registry.current(project, project.production)
-    path = [project.path(table, "p2") for table in ("arrivals", "labels")]
-    verdict = check_gates(
-        project,
-        registry.load_model(project, version),
-        registry.load_model(project, champion) if champion else None,
-        read_labelled(project, "p2"),
-        inputs=path,
-    )
-    with tracking.start_run(project):
-        registry.log_verdict(project, version, verdict)
-    return verdict
-
-
-def bring_to_prod(project: Project, version: int) -> None:
-    """Judge a version and move it through all stages."""
-    judge(project, version)
-    for stage in ("staging", "prod"):
-        registry.promote(project, version, stage)
-
-
-def force_to_prod(project: Project, version: int) -> None:
-    for stage in ("staging", "prod"):
-        registry.promote(project, version, stage, force=True, reason="test")
-
-
-def standing(project: Project) -> dict[str, int | None]:
-    return {stage: registry.current(project, stage) for stage in project.stages}
-
-
-def aliases(project: Project) -> dict[str, int]:
-    found = store.connect(project.tracking_uri).get_registered_model(project.name).aliases
-    return {alias: int(version) for alias, version in found.items()}
-
-
-def clone(project: Project, n_versions: int) -> list[int]:
-    """Register one logged model several times; return the versions."""
-    first = registry.get_version(project, 1)
-    return [registry.register(project, f"models:/{first.model_id}").version for _ in range(n_versions)]
-
 
 # --- registering and finding -------------------------------------------------------------------------------------
 
@@ -293,8 +251,8 @@ def failed_verdict(project: Project) -> None:
 def verdict_of_another_version(project: Project) -> None:
     clone(project, 1)
     judge(project, 2)
-    run_id = MlflowClient().get_model_version("toy", "2").tags[registry.VERDICT_TAG]
-    MlflowClient().set_model_version_tag("toy", "1", registry.VERDICT_TAG, run_id)
+    run_id = MlflowClient().get_model_version("toy", "2").tags[verdicts.VERDICT_TAG]
+    MlflowClient().set_model_version_tag("toy", "1", verdicts.VERDICT_TAG, run_id)
 
 
 def changed_data(project: Project) -> None:
@@ -337,7 +295,7 @@ def verdict_without_data(project: Project) -> None:
 
 def verdict_file_gone(project: Project) -> None:
     judge(project, 1)
-    run_id = MlflowClient().get_model_version("toy", "1").tags[registry.VERDICT_TAG]
+    run_id = MlflowClient().get_model_version("toy", "1").tags[verdicts.VERDICT_TAG]
     (Path(MlflowClient().get_run(run_id).info.artifact_uri.removeprefix("file://")) / "verdict.json").unlink()
 
 
@@ -557,7 +515,7 @@ def test_rollback_never_goes_forward_by_itself(three_in_prod: Project) -> None:
 
 
 def ledger_of(project: Project) -> str:
-    return str(MlflowClient().get_registered_model("toy").tags[registry.LEDGER_TAG])
+    return str(registry.ledger_run_id(project))
 
 
 def write_sql(project: Project, statement: str, *values: object) -> None:
@@ -619,7 +577,7 @@ def test_an_entry_written_by_other_hands_is_found_even_with_the_same_content(thr
 def test_a_move_that_was_killed_before_its_head_and_alias_were_noted_still_counts(three_in_prod: Project) -> None:
     client = store.connect(three_in_prod.tracking_uri)
     entries = registry.read_ledger(three_in_prod)
-    client.set_registered_model_tag("toy", registry.HEAD_TAG, f"8:{entries[7].hash}")
+    client.set_tag(ledger_of(three_in_prod), ledger.HEAD_TAG, f"8:{entries[7].hash}")
     client.set_registered_model_alias("toy", "prod", "2")
     assert registry.resolve(three_in_prod, "prod") == 3
     registry.rollback(three_in_prod, "staging", reason="next move")
@@ -698,14 +656,14 @@ def test_a_promoter_that_saw_an_older_head_is_told_who_was_faster(
 ) -> None:
     """The race of the test above with its worst timing, every time."""
     clone(project, 1)
-    check = registry._raise_unless_intact
+    check = moves.raise_unless_intact
 
     def be_overtaken(*arguments: Any) -> None:
-        monkeypatch.setattr(registry, "_raise_unless_intact", check)
+        monkeypatch.setattr(moves, "raise_unless_intact", check)
         registry.promote(replace(project, actor="bob"), 2, "staging", force=True, reason="faster")
         check(*arguments)
 
-    monkeypatch.setattr(registry, "_raise_unless_intact", be_overtaken)
+    monkeypatch.setattr(moves, "raise_unless_intact", be_overtaken)
     with pytest.raises(HeadMovedError, match=r"promote staging|force staging → version 2 by bob"):
         registry.promote(project, 1, "staging", force=True, reason="slower")
     assert standing(project)["staging"] == 2

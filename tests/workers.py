@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from mlops_lib import registry, store
 from mlops_lib.project import Project
+from mlops_lib.registry import moves
 
 _barrier: list[Any] = []
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -33,11 +34,18 @@ def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
     return process
 
 
-def run_at_once(function: Callable[..., object], calls: list[tuple[object, ...]]) -> list[object]:
+def barrier() -> Any:
+    """Return the barrier of the processes that were started together with this one."""
+    return _barrier[0]
+
+
+def run_at_once(
+    function: Callable[..., object], calls: list[tuple[object, ...]], *, timeout_s: float = 120
+) -> list[object]:
     """Run ``function`` in one process per call, all past a barrier at once; return results or exceptions, in order."""
     barrier, answers = CONTEXT.Barrier(len(calls)), CONTEXT.Queue()
     processes = [start(_answer, barrier, answers, n, function, call) for n, call in enumerate(calls)]
-    found = dict(answers.get(timeout=120) for _ in processes)
+    found = dict(answers.get(timeout=timeout_s) for _ in processes)
     for process in processes:
         process.join(timeout=60)
     return [found[n] for n in range(len(calls))]
@@ -47,7 +55,7 @@ def _answer(
     barrier: Any, answers: Queue[Any], n: int, function: Callable[..., object], arguments: tuple[object, ...]
 ) -> None:
     _barrier.append(barrier)
-    barrier.wait(timeout=60)
+    barrier.wait(timeout=120)
     try:
         answers.put((n, function(*arguments)))
     except Exception as error:  # noqa: BLE001 - the test looks at it
@@ -66,13 +74,13 @@ def use_plain_store(uri: str) -> int:
 
 def promote(project: Project, version: int, stage: str) -> registry.Entry:
     """Promote by force, so that only the ledger decides; all write their entries at once, having seen one head."""
-    append = registry._append
+    append = moves.append
 
     def append_together(*arguments: Any, **facts: Any) -> registry.Entry:
         _barrier[0].wait(timeout=60)
         return append(*arguments, **facts)
 
-    registry._append = append_together
+    moves.append = append_together
     return registry.promote(project, version, stage, force=True, reason=f"race of version {version}")
 
 

@@ -1,0 +1,359 @@
+"""Moves between stages: promote, roll back, freeze, approve, delete. Each is one entry of the ledger, or nothing.
+
+Legal moves go one stage on (or further, where the project says ``may_skip_stages``); a stage goes back only by a
+rollback to a version that it had. The names of actors are what ``Project.actor`` says: on a store without
+authentication a second person is a matter of trust, and of the record.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlops_lib import store
+from mlops_lib.errors import (
+    ApprovalRefusedError,
+    DeletionRefusedError,
+    FreezeRefusedError,
+    PromotionRefusedError,
+    RollbackRefusedError,
+)
+from mlops_lib.project import Project
+from mlops_lib.registry.ledger import (
+    Entry,
+    Ledger,
+    answered,
+    append,
+    append_latest,
+    follow,
+    open_ledger,
+    raise_for_length,
+)
+from mlops_lib.registry.verdicts import load_verdict, verdict_digest, why_not
+from mlops_lib.registry.versions import find, load_release, raise_unless_intact
+from mlops_lib.report import Report
+
+
+@answered
+def promote(
+    project: Project,
+    version: int,
+    stage: str,
+    *,
+    verdict: Report | None = None,
+    reason: str = "",
+    force: bool = False,
+    operation: str | None = None,
+) -> Entry:
+    """Move a version to the next stage, on a verdict that still holds.
+
+    Parameters
+    ----------
+    version : int
+    stage : str
+        Where to; the version must stand in the stage before it, unless the project may skip stages.
+    verdict : Report, optional
+        As ``gates.check_gates`` made it; by default the latest one logged for this version.
+    reason : str
+        Written in the ledger; required with ``force``.
+    force : bool
+        Move in spite of a verdict that failed or is missing. Recorded as ``force`` for ever. A second person whom the
+        stage needs is still needed, and so is a stage that is not frozen.
+    operation : str, optional
+        Name of this move. The same move under the same name again returns the entry that it made: a retry after a lost
+        answer is one move.
+
+    Raises
+    ------
+    PromotionRefusedError, HeadMovedError, ModelFileError, UnknownVersionError, UnknownStageError, ReasonTooLongError
+        The stage still has the version it had.
+    """
+    project.raise_for_stage(stage)
+    raise_for_length(project, reason, operation)
+    client = store.connect(project.tracking_uri)
+    seen = open_ledger(project, client)
+    made = find(project, client, seen, version)
+    number, action = int(made.version), "force" if force else "promote"
+    standing = seen.standing
+    now = standing[stage].version if stage in standing else None
+
+    def refuse(why: str) -> PromotionRefusedError:
+        return PromotionRefusedError(project.name, number, stage, why, now)
+
+    earlier = _by_operation(seen, operation)
+    if earlier is not None:
+        if (earlier.action, earlier.stage, earlier.version) != (action, stage, number):
+            raise refuse(f"its operation id '{operation}' is that of another move ({earlier})")
+        follow(project, client, seen)
+        return earlier
+    registration = seen.registration(number)
+    why = _why_no_way(project, seen, number, stage)
+    if why or registration is None:
+        raise refuse(why or f"it has never been in {project.stages[0]}")
+    if force and not reason.strip():
+        raise refuse("forcing takes a reason")
+    status = str(client.get_run(str(made.run_id)).info.status)
+    if status != "FINISHED":
+        raise refuse(f"its run is {status}, not FINISHED")
+    raise_unless_intact(project, made, seen)
+    verdict = verdict or load_verdict(project, number)
+    why = None if force else why_not(project, registration, verdict, standing)
+    why = why or _why_not_approved(project, seen, registration, stage, verdict_digest(verdict))
+    if why:
+        raise refuse(why)
+    return append(
+        project,
+        client,
+        seen,
+        action=action,
+        stage=stage,
+        version=number,
+        from_version=now,
+        model_id=registration.model_id,
+        digest=registration.digest,
+        verdict=verdict_digest(verdict),
+        reason=reason or "gates passed",
+        operation=operation,
+    )
+
+
+def _by_operation(seen: Ledger, operation: str | None) -> Entry | None:
+    return next((entry for entry in seen.entries if entry.operation == operation), None)
+
+
+def _why_no_way(  # noqa: PLR0911 - one return per reason reads better than a chain
+    project: Project, seen: Ledger, number: int, stage: str
+) -> str | None:
+    """Return why a version may not go to ``stage`` from where it stands, or None."""
+    standing, index = seen.standing, project.stages.index(stage)
+    first, before = project.stages[0], project.stages[index - 1]
+    if stage in seen.frozen:
+        return _told_frozen(seen.frozen[stage])
+    if index == 0:
+        return f"'{stage}' is where versions are registered; nothing is promoted to it"
+    if stage in standing and standing[stage].version == number:
+        return "it is there already"
+    beyond = [s for s in project.stages[index + 1 :] if s in standing and standing[s].version == number]
+    if beyond:
+        return f"it is in {beyond[0]} already; a stage goes back only by a rollback"
+    origin = first if project.may_skip_stages else before
+    if not any(entry.version == number for entry in seen.moves(origin)):
+        return f"it has never been in {origin}"
+    if origin != first and standing[origin].version != number:
+        return f"{origin} has version {standing[origin].version} by now"
+    return None
+
+
+@answered
+def rollback(
+    project: Project, stage: str, *, to: int | None = None, reason: str, operation: str | None = None
+) -> Entry:
+    """Move a stage back to the version it had before (or to version ``to``, which it must have had).
+
+    The version is verified and loaded before the move counts; gates are not asked again. The same ``operation`` again
+    returns the entry that it made.
+
+    Raises
+    ------
+    RollbackRefusedError, HeadMovedError, ModelFileError, ReasonTooLongError
+        The stage still has the version it had.
+    """
+    project.raise_for_stage(stage)
+    raise_for_length(project, reason, operation)
+    client = store.connect(project.tracking_uri)
+    seen = open_ledger(project, client)
+    now = seen.standing[stage].version if stage in seen.standing else None
+
+    def refuse(why: str) -> RollbackRefusedError:
+        return RollbackRefusedError(project.name, stage, why, now)
+
+    before = _by_operation(seen, operation)
+    if before is not None:
+        if (before.action, before.stage) != ("rollback", stage) or to not in (None, before.version):
+            raise refuse(f"its operation id '{operation}' is that of another move ({before})")
+        follow(project, client, seen)
+        return before
+    if stage in seen.frozen:
+        raise refuse(_told_frozen(seen.frozen[stage]))
+    gone = {now, *seen.deleted}
+    earlier = [entry for entry in seen.undo(stage) if entry.version not in gone]
+    had = {entry.version: entry for entry in seen.moves(stage) if entry.version not in gone}
+    known = ", ".join(str(number) for number in sorted(had))
+    if not had:
+        raise refuse("it has never had another version")
+    if to is not None and to not in had:
+        raise refuse(f"it never had version {to}; it had {known}")
+    if to is None and not earlier:
+        raise refuse(f"that is the oldest it had; name one of {known} (--to)")
+    target = had[to] if to is not None else earlier[-1]
+    load_release(project, client, seen, target.version, digest=target.digest)
+    return append(
+        project,
+        client,
+        seen,
+        action="rollback",
+        stage=stage,
+        version=target.version,
+        from_version=now,
+        model_id=target.model_id,
+        digest=target.digest,
+        verdict=target.verdict,
+        reason=reason,
+        operation=operation,
+    )
+
+
+# --- freezing ----------------------------------------------------------------------------------------------------
+
+
+def freeze(project: Project, stage: str, *, reason: str) -> Entry:
+    """Keep a stage as it is: until it is unfrozen it refuses promote, force and rollback.
+
+    Raises
+    ------
+    FreezeRefusedError
+        For a stage that is frozen, and for the first one, where versions are registered.
+    ReasonTooLongError
+    """
+    return _set_frozen(project, "freeze", stage, reason)
+
+
+def unfreeze(project: Project, stage: str, *, reason: str) -> Entry:
+    """Let a frozen stage move again.
+
+    Raises
+    ------
+    FreezeRefusedError
+        For a stage that is not frozen.
+    ReasonTooLongError
+    """
+    return _set_frozen(project, "unfreeze", stage, reason)
+
+
+@answered
+def _set_frozen(project: Project, action: str, stage: str, reason: str) -> Entry:
+    project.raise_for_stage(stage)
+    raise_for_length(project, reason)
+    client = store.connect(project.tracking_uri)
+
+    def decide(seen: Ledger) -> dict[str, Any]:
+        refused = FreezeRefusedError
+        if not reason.strip():
+            raise refused(project.name, stage, action, "it takes a reason")
+        if stage == project.stages[0]:
+            raise refused(project.name, stage, action, "versions are registered there, and nothing is promoted to it")
+        if action == "freeze" and stage in seen.frozen:
+            raise refused(project.name, stage, action, _told_frozen(seen.frozen[stage]))
+        if action == "unfreeze" and stage not in seen.frozen:
+            raise refused(project.name, stage, action, "it is not frozen")
+        if not seen.entries:
+            raise refused(project.name, stage, action, "nothing is registered yet")
+        standing = seen.standing.get(stage)
+        facts = {"action": action, "stage": stage, "reason": reason, "version": standing.version if standing else 0}
+        return {**facts, "digest": standing.digest, "model_id": standing.model_id} if standing else facts
+
+    return append_latest(project, client, decide)
+
+
+def _told_frozen(entry: Entry) -> str:
+    return f"{entry.stage} is frozen by {entry.actor} since {entry.at}: {entry.reason}"
+
+
+# --- a second person ---------------------------------------------------------------------------------------------
+
+
+@answered
+def approve(project: Project, version: int, stage: str, *, reason: str) -> Entry:
+    """Agree, as a second person, that a version is promoted to a stage which the project names in ``approvals``.
+
+    It holds for exactly these model files and the verdict that is logged for them now, for one promotion, by somebody
+    else than the one who approves.
+
+    Raises
+    ------
+    ApprovalRefusedError
+        For the author of the version (its run's user or who registered it), and where no approval is needed.
+    UnknownVersionError, UnknownStageError, ReasonTooLongError
+    """
+    project.raise_for_stage(stage)
+    raise_for_length(project, reason)
+    client = store.connect(project.tracking_uri)
+
+    def decide(seen: Ledger) -> dict[str, Any]:
+        def refuse(why: str) -> ApprovalRefusedError:
+            return ApprovalRefusedError(project.name, number, stage, why)
+
+        made = find(project, client, seen, version)
+        number = int(made.version)
+        registration = seen.registration(number)
+        if not reason.strip():
+            raise refuse("it takes a reason")
+        if stage not in project.approvals:
+            raise refuse(f"{stage} needs no second person (approvals = {project.approvals})")
+        if registration is None:
+            raise refuse("it is not in the ledger")
+        tags = client.get_run(str(made.run_id)).data.tags
+        authors = {registration.actor, tags.get("mlops.actor"), tags.get("mlflow.user")}
+        if project.actor in authors:
+            raise refuse(f"{project.actor} is its author")
+        verdict = verdict_digest(load_verdict(project, number))
+        same = {"model_id": registration.model_id, "digest": registration.digest, "verdict": verdict}
+        return {"action": "approve", "stage": stage, "version": number, "reason": reason, **same}
+
+    return append_latest(project, client, decide)
+
+
+def _why_not_approved(project: Project, seen: Ledger, registration: Entry, stage: str, verdict: str) -> str | None:
+    """Return why a promotion lacks the second person that its stage needs, or None."""
+    if stage not in project.approvals:
+        return None
+    about = [entry for entry in seen.entries if (entry.stage, entry.version) == (stage, registration.version)]
+    used = max((entry.number for entry in about if entry.action in ("promote", "force")), default=0)
+    left = [entry for entry in about if entry.action == "approve" and entry.number > used]
+    if not left:
+        return f"{stage} needs the approval of a second person ('mlops approve {registration.version} {stage}')"
+    left = [entry for entry in left if (entry.digest, entry.verdict) == (registration.digest, verdict)]
+    if not left:
+        return "it was approved on another verdict than this one"
+    if all(entry.actor == project.actor for entry in left):
+        return f"{project.actor} approved it, so somebody else promotes it"
+    return None
+
+
+# --- deleting ----------------------------------------------------------------------------------------------------
+
+
+@answered
+def delete_version(project: Project, version: int, *, reason: str) -> Entry:
+    """Delete a version that no stage has and no rollback could need; its entries stay.
+
+    A rollback could need what each stage can go back through. Of the first stage, where every version begins, only
+    the present version counts: a rollback there passes over what was deleted.
+
+    Raises
+    ------
+    DeletionRefusedError, UnknownVersionError, ReasonTooLongError
+        The version is still there.
+    """
+    raise_for_length(project, reason)
+    client = store.connect(project.tracking_uri)
+
+    def decide(seen: Ledger) -> dict[str, Any]:
+        number = int(find(project, client, seen, version).version)
+        why = "it takes a reason" if not reason.strip() else _why_needed(project, seen, number)
+        if why:
+            raise DeletionRefusedError(project.name, number, why)
+        entry = seen.registration(number)
+        same = {"model_id": entry.model_id, "digest": entry.digest} if entry else {}
+        return {"action": "delete", "stage": "", "version": number, "reason": reason, **same}
+
+    return append_latest(project, client, decide)
+
+
+def _why_needed(project: Project, seen: Ledger, number: int) -> str | None:
+    for stage, entry in seen.standing.items():
+        if entry.version == number:
+            return f"{stage} has it"
+    for stage in project.stages[1:]:
+        if any(entry.version == number for entry in seen.undo(stage)):
+            return f"{stage} had it and could be rolled back to it"
+    return None

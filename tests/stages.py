@@ -1,0 +1,53 @@
+"""How tests bring versions through stages, and look where everything stands."""
+
+from __future__ import annotations
+
+from conftest import read_labelled
+
+from mlops_lib import registry, store, tracking
+from mlops_lib.gates import check_gates
+from mlops_lib.project import Project
+from mlops_lib.report import Report
+
+
+def judge(project: Project, version: int) -> Report:
+    """Run the project's gates on period p2 and log the verdict, as 03_validate does."""
+    champion = registry.current(project, project.production)
+    path = [project.path(table, "p2") for table in ("arrivals", "labels")]
+    verdict = check_gates(
+        project,
+        registry.load_model(project, version),
+        registry.load_model(project, champion) if champion else None,
+        read_labelled(project, "p2"),
+        inputs=path,
+    )
+    with tracking.start_run(project):
+        registry.log_verdict(project, version, verdict)
+    return verdict
+
+
+def bring_to_prod(project: Project, version: int) -> None:
+    """Judge a version and move it through all stages."""
+    judge(project, version)
+    for stage in ("staging", "prod"):
+        registry.promote(project, version, stage)
+
+
+def force_to_prod(project: Project, version: int) -> None:
+    for stage in ("staging", "prod"):
+        registry.promote(project, version, stage, force=True, reason="test")
+
+
+def standing(project: Project) -> dict[str, int | None]:
+    return {stage: registry.current(project, stage) for stage in project.stages}
+
+
+def aliases(project: Project) -> dict[str, int]:
+    found = store.connect(project.tracking_uri).get_registered_model(project.name).aliases
+    return {alias: int(version) for alias, version in found.items()}
+
+
+def clone(project: Project, n_versions: int) -> list[int]:
+    """Register one logged model several times; return the versions."""
+    first = registry.get_version(project, 1)
+    return [registry.register(project, f"models:/{first.model_id}").version for _ in range(n_versions)]
