@@ -9,12 +9,12 @@ from pathlib import Path
 import mlflow
 import pytest
 from click.testing import CliRunner
-from conftest import make_model, read_labelled
+from conftest import make_model, read_labelled, register_model
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
-from mlops_lib import cli, signing, tracking
+from mlops_lib import cli, registry, signing, tracking
 from mlops_lib.errors import SignatureError, SigningKeyError
 from mlops_lib.project import Project, load_project
 
@@ -175,3 +175,20 @@ def test_a_key_that_cannot_be_used_stops_before_anything_is_logged(project: Proj
     with tracking.start_run(keyed) as run, pytest.raises(SigningKeyError, match="Nothing was signed"):
         tracking.log_model(keyed, model, X)
     assert not mlflow.MlflowClient().search_logged_models([run.info.experiment_id])
+
+
+def test_with_trusted_keys_only_signed_models_are_registered_and_loaded(
+    project: Project, pair: Pair, tmp_path: Path
+) -> None:
+    keyed = replace(project, signing_key=tmp_path / "ada/signing.key", trusted_keys=(pair[1],))
+    assert register_model(project).version == 1
+    with pytest.raises(SignatureError, match=r"Model 'm-.*' has no signature"):
+        register_model(replace(keyed, signing_key=None))
+    assert register_model(keyed).version == 2
+    assert registry.load_model(keyed, 2).digest
+    with pytest.raises(SignatureError, match=r"Version 1 of 'toy' has no signature"):
+        registry.load_model(keyed, 1)
+    client = mlflow.MlflowClient()
+    client.set_model_version_tag("toy", "2", signing.MANIFEST_SIGNATURE_TAG, make_pair(tmp_path / "eve")[0]("text"))
+    with pytest.raises(SignatureError, match=r"Version 2 of 'toy' was signed with .* no trusted key"):
+        registry.load_model(keyed, 2)

@@ -17,7 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import integrity, reads, store
+from mlops_lib import integrity, reads, signing, store
 from mlops_lib.errors import (
     EmptyStageError,
     MetricValueError,
@@ -139,7 +139,9 @@ def register(
         _download(model_id, folder)
         integrity.raise_for_files(Path(folder), manifest, model=f"Model '{model_id}'")
     digest = integrity.compute_digest(manifest)
-    tags = {integrity.MANIFEST_TAG: model.tags[integrity.MANIFEST_TAG], integrity.DIGEST_TAG: digest}
+    _raise_for_signature(project, digest, model.tags, f"Model '{model_id}'")
+    kept = (integrity.MANIFEST_TAG, signing.MANIFEST_SIGNATURE_TAG)
+    tags = {integrity.DIGEST_TAG: digest, **{tag: model.tags[tag] for tag in kept if tag in model.tags}}
     tags |= {f"{METRIC_TAG}{name}": f"{value:.6g}" for name, value in (metrics or {}).items()}
     genesis = found(project, client).genesis  # before the version is made: a broken ledger leaves none behind
     operation = uuid.uuid4().hex
@@ -312,7 +314,7 @@ def load_release(
     """Load a version as :func:`load_model` does, by a ledger that was read already."""
     made = find(project, client, ledger, version)
     name = f"Version {made.version} of '{project.name}'"
-    manifest = _manifest(made, ledger, name, digest)
+    manifest = _manifest(project, made, ledger, name, digest)
     model_id = _model_id(made, ledger)
     with tempfile.TemporaryDirectory(prefix="mlops-") as folder:
         _download(model_id, folder)
@@ -324,13 +326,21 @@ def load_release(
 def raise_unless_intact(project: Project, made: ModelVersion, ledger: Ledger) -> None:
     """Raise ``ModelFileError`` unless a version's files are those of its registration."""
     name = f"Version {made.version} of '{project.name}'"
-    manifest = _manifest(made, ledger, name)
+    manifest = _manifest(project, made, ledger, name)
     with tempfile.TemporaryDirectory() as folder:
         _download(_model_id(made, ledger), folder)
         integrity.raise_for_files(Path(folder), manifest, model=name)
 
 
-def _manifest(made: ModelVersion, ledger: Ledger, name: str, digest: str | None = None) -> dict[str, Any]:
+def _raise_for_signature(project: Project, digest: str, tags: Mapping[str, str], subject: str) -> None:
+    """Raise ``SignatureError`` unless a key that the project trusts has signed the manifest; none asks for none."""
+    text, signature = signing.manifest_text(project.name, digest), tags.get(signing.MANIFEST_SIGNATURE_TAG)
+    signing.raise_for_signature(text, signature, project.trusted_keys, subject=subject)
+
+
+def _manifest(
+    project: Project, made: ModelVersion, ledger: Ledger, name: str, digest: str | None = None
+) -> dict[str, Any]:
     """Return the manifest that stands on a version, after comparing it with ``digest`` or the one in the ledger."""
     if integrity.MANIFEST_TAG not in made.tags:
         raise ModelFileError(name, "manifest", "was never recorded")
@@ -342,6 +352,7 @@ def _manifest(made: ModelVersion, ledger: Ledger, name: str, digest: str | None 
     registered = entry.digest if entry else made.tags.get(integrity.DIGEST_TAG, "")
     if integrity.compute_digest(manifest) != (digest or registered):
         raise ModelFileError(name, "manifest", "is not the one in the ledger")
+    _raise_for_signature(project, integrity.compute_digest(manifest), made.tags, name)
     return manifest
 
 
