@@ -211,9 +211,9 @@ def test_rows_that_belong_together_are_not_counted_as_so_many_proofs() -> None:
     error = max(max(-group.gap.low, group.gap.high) for group in groups)
     for gate in (Threshold("roc_auc", alone.low), NoWorse("roc_auc", -paired.low), Calibrated(error)):
         assert only(gate, evidence).status == "passed"
-        row = only(replace(gate, clusters="day"), evidence)  # type: ignore[type-var] # all three are dataclasses
+        row = only(replace(gate, clusters="day"), evidence)
         assert row.status == "failed"
-        assert ", 1200 clusters of day" in row.reason
+        assert row.reason.endswith(" clusters of day")
     slices = NoSliceWorse(("color",), "roc_auc", margin=0.0)
     p_worse = [each.measure(evidence)["p_worse"].min() for each in (slices, replace(slices, clusters="day"))]
     assert p_worse[0] < p_worse[1]
