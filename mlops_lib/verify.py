@@ -51,7 +51,7 @@ def check_store(project: Project, version: int | str | None = None, *, everythin
         client = store.connect(project.tracking_uri)
     except MlopsError as error:
         return Report(title, (Row("store", None, "reachable, schema of this MLflow", "failed", str(error)),))
-    rows = [_check_database(project.tracking_uri), *_check_ledger(project, client)]
+    rows = [_check_database(project.tracking_uri), *registry.check_ledger(project).rows]
     numbers = _choose(project, client, version, everything)
     rows += [row for number in numbers for row in _check_version(project, client, number)]
     rows += [_check_runs(project, client), _check_models(project, client)]
@@ -63,9 +63,7 @@ def repair_store(project: Project) -> tuple[str, ...]:
     client = store.connect(project.tracking_uri)
     done = []
     with contextlib.suppress(LedgerBrokenError):  # its aliases are left as they are; the check names it
-        for stage, number in _find_wrong_aliases(project, client).items():
-            client.set_registered_model_alias(project.name, stage, str(number))
-            done.append(f"alias '{stage}' follows the ledger again: version {number}")
+        done += [f"{what} follows the ledger again" for what in registry.repair_aliases(project)]
     for dead in liveness.reap_runs(client, _experiments(project, client), everywhere=True):
         done.append(f"run '{dead.run_id}' is {dead.status}: {dead.reason}")
     for model in _abandoned_models(project, client):
@@ -94,33 +92,6 @@ def _check_database(uri: str) -> Row:
     if faults:
         return Row("database", None, limit, "failed", f"{'; '.join(faults)}. Restore it from a backup")
     return Row("database", heads[0], limit, "passed")
-
-
-# --- the ledger --------------------------------------------------------------------------------------------------
-
-
-def _check_ledger(project: Project, client: MlflowClient) -> list[Row]:
-    try:
-        entries = registry.read_ledger(project)
-        wrong = _find_wrong_aliases(project, client)
-    except LedgerBrokenError as error:
-        return [Row("ledger", None, "hashes follow", "failed", str(error))]
-    reason = (
-        f"{', '.join(wrong)}: moved by other hands or cut off. 'mlops verify --repair' puts it right" if wrong else ""
-    )
-    return [
-        Row("ledger", len(entries), "hashes follow", "passed"),
-        Row("wrong aliases", len(wrong), "none", "failed" if wrong else "passed", reason),
-    ]
-
-
-def _find_wrong_aliases(project: Project, client: MlflowClient) -> dict[str, int]:
-    """Return each stage whose alias is not what the ledger says, with the version that it says."""
-    standing = {stage: registry.current(project, stage) for stage in project.stages}
-    if not any(standing.values()):
-        return {}
-    aliases = client.get_registered_model(project.name).aliases
-    return {s: number for s, number in standing.items() if number is not None and str(aliases.get(s)) != str(number)}
 
 
 # --- versions ----------------------------------------------------------------------------------------------------

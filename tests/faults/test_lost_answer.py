@@ -90,6 +90,7 @@ def test_mlflow_alone_makes_two_versions(proxy: Proxy, record: Record) -> None:
     "path",
     [
         "runs/create",
+        "registered-models/create",
         "model-versions/create",
         "runs/log-parameter",
         "registered-models/alias",
@@ -108,17 +109,13 @@ def test_a_registration_whose_answer_is_lost_is_one_registration(
     record(6, ours="one registration, one promotion")
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("path", ["runs/log-parameter", "registered-models/alias"])
-=======
 def test_a_registration_whose_answer_is_lost_leaves_no_twin(behind_proxy: Project, proxy: Proxy) -> None:
     proxy.lose.append("model-versions/create")
     made = register_model(behind_proxy)
     assert [version.version for version in registry.list_versions(behind_proxy)] == [made.version]
 
 
-@pytest.mark.parametrize("path", ["runs/log-parameter", "runs/set-tag", "registered-models/alias"])
->>>>>>> 97024a3 (wip)
+@pytest.mark.parametrize("path", ["runs/log-parameter", "registered-models/alias"])
 def test_a_promotion_whose_answer_is_lost_is_one_promotion(
     behind_proxy: Project, proxy: Proxy, record: Record, path: str
 ) -> None:
