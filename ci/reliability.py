@@ -82,9 +82,22 @@ def main(file: str, *options: str) -> int:
         PAGE.write_text(page, encoding="utf-8")
         return 0
     stands = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    for line in set(stands.splitlines()) ^ set(page.splitlines()):
-        print(f"{'only the page says' if line in stands else 'only the tests saw'}: {line}", file=sys.stderr)
-    return int(stands != page)
+    then, now = set(stands.splitlines()), set(page.splitlines())
+    unlucky = {
+        line for line in then - now if _without_plain(line) in now
+    }  # what tools do wrong may need luck to be seen
+    for line in sorted(unlucky):
+        print(f"not seen of the tools alone this time: {line}", file=sys.stderr)
+    failed = (then ^ now) - unlucky - {_without_plain(line) for line in unlucky}
+    for line in sorted(failed):
+        print(f"{'only the page says' if line in then else 'only the tests saw'}: {line}", file=sys.stderr)
+    return int(bool(failed) or not stands)
+
+
+def _without_plain(line: str) -> str:
+    """Return a row as it is where nothing was seen of the tools alone."""
+    cells = line.split(" | ")
+    return " | ".join([*cells[:2], "—", *cells[3:]])
 
 
 if __name__ == "__main__":

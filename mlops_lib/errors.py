@@ -222,6 +222,21 @@ class TimeSplitError(MlopsError, ValueError):
 
 
 @dataclass(eq=False)
+class StorePermissionError(MlopsError, PermissionError):
+    """A server whose account may not do what was asked."""
+
+    uri: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Say what to ask for."""
+        return (
+            f"The MLflow server at '{self.uri}' does not let this account do that ({self.reason}). Ask whoever runs it "
+            "for EDIT on the model and its experiments (docs/team-server.md). 'mlops history' says what stands."
+        )
+
+
+@dataclass(eq=False)
 class StoreUnreachableError(MlopsError, ConnectionError):
     """A tracking server or database that does not answer."""
 

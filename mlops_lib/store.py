@@ -33,7 +33,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from mlops_lib.errors import StoreBrokenError, StoreReadOnlyError, StoreUnreachableError
+from mlops_lib.errors import StoreBrokenError, StorePermissionError, StoreReadOnlyError, StoreUnreachableError
 
 CONNECT_TIMEOUT_S = 5.0
 BUILDING_LOCK = 0x6D6C6F7073  # key of the advisory lock, per database; "mlops" in ASCII
@@ -132,6 +132,8 @@ def answering(uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError) as error:
         reason = _first_line(error).replace(uri, without_password(uri))
         cause = None if "@" in uri else error  # a traceback would show the password
+        if getattr(error, "error_code", "") == "PERMISSION_DENIED" or "error code 403" in reason:
+            raise StorePermissionError(without_password(uri), reason) from cause
         raise StoreUnreachableError(without_password(uri), reason, is_midway=True) from cause
 
 

@@ -72,6 +72,11 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "The table cannot be split by 'departs': 1 of 100 rows have no time. Nothing was split or left out.",
     ),
     (
+        errors.StorePermissionError("http://127.0.0.1:5000", "Permission denied"),
+        "The MLflow server at 'http://127.0.0.1:5000' does not let this account do that (Permission denied). Ask "
+        "whoever runs it for EDIT on the model and its experiments (docs/team-server.md). 'mlops history' says what stands.",
+    ),
+    (
         errors.StoreUnreachableError("http://127.0.0.1:5000", "Connection refused"),
         "Cannot reach the MLflow store at 'http://127.0.0.1:5000' (Connection refused). Start it, or unset "
         "MLFLOW_TRACKING_URI to use the project's own mlflow.db. Nothing was changed.",

@@ -332,9 +332,11 @@ def _find_run(project: Project, client: MlflowClient, model: RegisteredModel, ge
         raise LedgerBrokenError(project.name, 1, why)
     if not written:
         agreed = _agreed_run(client, model)
-        written = [run for run in runs if run.info.run_id == agreed]
-        if agreed and not written:
-            raise LedgerBrokenError(project.name, 1, f"belongs in run '{agreed}', which is gone or another model's")
+        if agreed:  # asked for by its id: it may have been made and agreed upon after the search
+            with passing("RESOURCE_DOES_NOT_EXIST"):
+                written = [client.get_run(agreed)]
+            if not written or written[0].data.params.get(_slot(0)) != genesis:
+                raise LedgerBrokenError(project.name, 1, f"belongs in run '{agreed}', which is gone or another model's")
     if written and written[0].info.lifecycle_stage != "active":
         run_id = written[0].info.run_id
         why = f"is in a deleted run ('mlflow runs restore --run-id {run_id}' brings it back)"

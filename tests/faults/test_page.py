@@ -47,8 +47,17 @@ def test_a_case_that_was_not_seen_or_seen_otherwise_is_named(
     reliability: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reliability.main(write_observations(tmp_path / "seen", {"case": 4, "plain": "both win", "ours": "one"}), "--update")
-    assert reliability.main(write_observations(tmp_path / "other", {"case": 4, "plain": None, "ours": "one"})) == 1
+    assert reliability.main(write_observations(tmp_path / "other", {"case": 4, "plain": None, "ours": "none"})) == 1
     said = capsys.readouterr().err
     assert "only the page says: | 4 | Two people promote from the same champion | both win | one |" in said
-    assert "only the tests saw: | 4 | Two people promote from the same champion | — | one |" in said
+    assert "only the tests saw: | 4 | Two people promote from the same champion | — | none |" in said
     assert reliability.main(str(tmp_path / "nothing")) == 1
+
+
+def test_a_fault_of_the_tools_that_needs_luck_is_told_when_it_is_not_seen_and_fails_nothing(
+    reliability: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reliability.main(write_observations(tmp_path / "seen", {"case": 4, "plain": "both win", "ours": "one"}), "--update")
+    assert reliability.main(write_observations(tmp_path / "now", {"case": 4, "plain": None, "ours": "one"})) == 0
+    assert "not seen of the tools alone this time: | 4 |" in capsys.readouterr().err
+    assert reliability.main(write_observations(tmp_path / "now", {"case": 4, "plain": "one wins", "ours": "one"})) == 1
