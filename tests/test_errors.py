@@ -74,7 +74,8 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
     (
         errors.StorePermissionError("http://127.0.0.1:5000", "Permission denied"),
         "The MLflow server at 'http://127.0.0.1:5000' does not let this account do that (Permission denied). Ask "
-        "whoever runs it for EDIT on the model and its experiments (docs/team-server.md). 'mlops history' says what stands.",
+        "whoever runs it for EDIT on the model and its experiments (docs/team-server.md). 'mlops history' says what "
+        "stands.",
     ),
     (
         errors.StoreUnreachableError("http://127.0.0.1:5000", "Connection refused"),
