@@ -63,10 +63,10 @@ import sys, mlflow, warnings
 from pyspark.sql import SparkSession
 from pyspark.sql.functions import struct
 spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
-udf = mlflow.pyfunc.spark_udf(spark, sys.argv[1], env_manager="local")
+udf = mlflow.pyfunc.spark_udf(spark, sys.argv[1], env_manager="local", result_type="array<double>")
 frame = spark.read.parquet(sys.argv[2])
 names = mlflow.models.get_model_info(sys.argv[1]).signature.inputs.input_names()
-frame.select("flight_id", udf(struct(*names)).alias("prediction")).write.mode("overwrite").parquet(sys.argv[3])
+frame.select("flight_id", udf(struct(*names))[1].alias("prediction")).write.mode("overwrite").parquet(sys.argv[3])
 """
 
 
@@ -131,7 +131,7 @@ def score_ours(bench: Bench, source: Path, output: Path) -> list[str]:
 
 
 def score_spark(bench: Bench, source: Path, output: Path) -> list[str]:
-    return [*score_ours(bench, source, output), "--on", "spark"]
+    return [*score_ours(bench, source, output), "--on", "spark=local[2]"]
 
 
 def predict_csv(bench: Bench, source: Path, output: Path) -> list[str]:
