@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import sqlite3
 import sys
 import uuid
@@ -85,6 +86,14 @@ def record() -> Callable[..., None]:
                 stream.write(json.dumps({"case": case, "plain": plain, "ours": ours}) + "\n")
 
     return note
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,12 +227,15 @@ class GivesNan:
         return np.full((len(rows), 2), np.nan)
 
 
-def test_a_model_that_gives_no_number_is_an_error_and_no_invalid_json(release: Release) -> None:
+def test_a_model_that_gives_no_number_is_an_error_and_no_invalid_json(
+    release: Release, record: Callable[..., None]
+) -> None:
     broken = replace(release, files=replace(release.files, model=GivesNan()))
     with TestClient(serving.create_app(broken), raise_server_exceptions=False) as client:
         answer = ask(client, dataframe_records=[ROW])
     assert answer.status_code == 500
     assert "NaN" not in answer.text
+    record(26, ours="the service answers with an error, in JSON")
 
 
 def test_payloads_are_read_with_values_as_they_came() -> None:

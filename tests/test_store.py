@@ -128,14 +128,6 @@ def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
         store.connect(uri_of(tmp_path / "file/mlflow.db"))
 
 
-@pytest.fixture
-def closed_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_server_that_is_down_is_told(closed_port: int) -> None:
     with pytest.raises(StoreUnreachableError, match=r"Connection refused"):
         store.connect(f"http://127.0.0.1:{closed_port}")
