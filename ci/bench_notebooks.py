@@ -51,7 +51,7 @@ from mlops_lib.project import Project
 project = Project(name="bench", root=Path(__file__).parent.parent, target="y", keys=("id",), features=("x",),
     arrivals="arrivals/{period}.parquet", labels="labels/{period}.parquet")
 """
-PAPERMILL = """
+POOL = """
 import sys
 from concurrent.futures import ProcessPoolExecutor
 import papermill
@@ -84,7 +84,7 @@ class Bench:
         self.folder, self.runtime = folder, folder / "k"
         self.paths = [str(write_notebook(folder / "notebooks", number)) for number in range(N_NOTEBOOKS)]
         (folder / "notebooks/project.py").write_text(PROJECT)
-        (folder / "papermill_pool.py").write_text(PAPERMILL)
+        (folder / "papermill_pool.py").write_text(POOL)
         (folder / "out").mkdir()
         (folder / "pytest.ini").write_text("[pytest]\n")
         kept = {name: value for name, value in os.environ.items() if name != "JUPYTER_DEFAULT_PROVISIONER_NAME"}
