@@ -87,6 +87,7 @@ class Bench:
             "MLFLOW_TRACKING_URI": store,
             "MLOPS_PROJECT": str(self.project.file),
             "PYTHONWARNINGS": "ignore",
+            "MLOPS_WARM": "0",  # a fork of the warm server would be nobody's child, and its memory not counted
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         }
         register_model(self.project)

@@ -15,6 +15,16 @@ Equal means: to the pipeline called with that one row. Where the pipeline gives 
 """
 
 from mlops_lib.compiled.scorer import Scorer, generate, predict
-from mlops_lib.compiled.verdict import Comparison, check_exact, make_edge_cases, prove, scorer_for
+from mlops_lib.compiled.verdict import Comparison, batches_for, check_exact, make_edge_cases, prove, scorer_for
 
-__all__ = ["Comparison", "Scorer", "check_exact", "generate", "make_edge_cases", "predict", "prove", "scorer_for"]
+__all__ = [
+    "Comparison",
+    "Scorer",
+    "batches_for",
+    "check_exact",
+    "generate",
+    "make_edge_cases",
+    "predict",
+    "prove",
+    "scorer_for",
+]

@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.pipeline import Pipeline
 
+from mlops_lib.compiled.batches import write_batches
 from mlops_lib.compiled.scorer import Scorer, generate, predict
 from mlops_lib.errors import NotCompilableError
 
@@ -152,13 +153,14 @@ def prove(model: Any, rows: pd.DataFrame) -> dict[str, Any]:
     -------
     dict
         ``equal``, and ``reason`` where it is False; ``dtypes``, ``sha256`` of the source, how many rows were compared,
-        and the ``versions`` that it holds for.
+        ``batches``, whether :func:`batches_for` has a faster way for many rows, and the ``versions`` that it holds for.
     """
     dtypes: dict[Any, str] = {name: str(dtype) for name, dtype in rows.dtypes.items()}
     try:
         scorer = generate(model, dtypes)
         cases = pd.concat([rows, make_edge_cases(scorer, rows)], ignore_index=True)
-        found = check_exact(scorer, cases.astype(dtypes))
+        cases = cases.astype(dtypes)
+        found = check_exact(scorer, cases)
     except NotCompilableError as error:
         return {"equal": False, "reason": str(error)}
     except Exception as error:  # noqa: BLE001 - no fault of this shortcut may keep a model from being logged
@@ -169,6 +171,7 @@ def prove(model: Any, rows: pd.DataFrame) -> dict[str, Any]:
         "n_declined": found.n_declined,
         "n_single": found.n_single,
         "sha256": scorer.sha256,
+        "batches": _is_exact_in_batches(model, cases),
         "versions": _versions(),
     }
     if not found.is_equal:
@@ -194,6 +197,30 @@ def scorer_for(model: Any, verdict: Mapping[str, Any]) -> Scorer | None:
     except NotCompilableError:
         return None
     return scorer if scorer.sha256 == verdict["sha256"] else None
+
+
+def batches_for(model: Any, verdict: Mapping[str, Any]) -> Callable[[pd.DataFrame], Any] | None:
+    """Return what scores many rows of a verified model faster and bit-equal, if the stored verdict holds here; or None.
+
+    Parameters are those of :func:`scorer_for`. The function takes rows of shape (n_rows, n_features) and returns
+    (n_rows,): the positive class's probability, or the prediction.
+    """
+    if not verdict.get("batches") or verdict.get("versions") != _versions():
+        return None
+    return write_batches(model)
+
+
+def _is_exact_in_batches(model: Any, rows: pd.DataFrame) -> bool:
+    """Whether there is a faster way for many rows that gives each of them the pipeline's bits."""
+    try:
+        score = write_batches(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unknown categories, which are here on purpose
+            theirs = predict(model, rows)
+            ours = score(rows)
+    except (NotCompilableError, ValueError):
+        return False
+    return not _differ(ours.reshape(-1, 1), theirs[:, 1] if theirs.ndim > 1 else theirs)
 
 
 def _versions() -> dict[str, str]:

@@ -179,6 +179,7 @@ def make_scorer(release: Release, project: Project, scored_at: datetime) -> Scor
         contract=contracts.Contract.from_dict(release.files.contract),
         scored_at=scored_at,
         keep_features=project.keep_features,
+        verdict=release.files.compiled,
     )
 
 
@@ -202,15 +203,27 @@ def _score(
         digests = [job.scorer.contract.digest for job in jobs]
         return [job.scorer.score(batch, split[d], repeated[d]) for job, d in zip(jobs, digests, strict=True)]
 
-    for results in _in_threads(work, _read(source, None, rows)):
-        for job, scored in zip(jobs, results, strict=True):
-            job.take(scored)
-        if progress:
-            progress(jobs[0].n_rows, total)
+    with _system_memory():
+        for results in _in_threads(work, _read(source, None, rows)):
+            for job, scored in zip(jobs, results, strict=True):
+                job.take(scored)
+            if progress:
+                progress(jobs[0].n_rows, total)
     source.raise_if_changed()
     durations["score"] = time.monotonic() - started - durations["keys"]
     for job in jobs:
         job.raise_for_table(source.name, is_whole=rows is None)
+
+
+@contextlib.contextmanager
+def _system_memory() -> Iterator[None]:
+    """Let Arrow take its memory from the C library, which gives it back: its own pool keeps some 50 MiB more."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 def _in_threads(

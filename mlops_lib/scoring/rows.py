@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.base import is_regressor
 
-from mlops_lib import contracts, integrity
+from mlops_lib import compiled, contracts, integrity
 from mlops_lib.scoring import keys as key_room
 
 
@@ -51,6 +52,12 @@ class Scorer:
     contract: contracts.Contract
     scored_at: datetime
     keep_features: str = "none"
+    verdict: Mapping[str, Any] = field(default_factory=dict)  # on the model's exact scorers
+
+    @cached_property
+    def predict(self) -> Callable[[pd.DataFrame], Any]:
+        """What scores many rows: the model's own pipeline, or what is faster and has the same bits."""
+        return compiled.batches_for(self.model, self.verdict) or integrity.scorer(self.model)
 
     def score(self, batch: pa.RecordBatch, split: contracts.Split, repeated: pd.DataFrame) -> Scored:
         """Score the rows of a split batch, except those whose key comes again in another batch.
@@ -71,7 +78,7 @@ class Scorer:
             label = ", ".join(names)
             aside.append(_explain(good.index[again], f"{label}.duplicated", f"{label} comes more than once"))
             good = good[~again]
-        score = np.asarray(integrity.scorer(self.model)(good[list(self.features)]) if len(good) else [], dtype=float)
+        score = np.asarray(self.predict(good[list(self.features)]) if len(good) else [], dtype=float)
         finite = np.isfinite(score)
         if not finite.all():
             aside.append(_explain(good.index[~finite], "score.finite", f"version {self.version} gives no finite score"))

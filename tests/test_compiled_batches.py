@@ -1,0 +1,166 @@
+"""Boosted trees in batches: every row gets the pipeline's own bits, or the pipeline is asked."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+)
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from test_compiled import ENCODERS, NUMBERS, TEXT, WHOLE, make_table, make_targets, perturb_leaf
+
+from mlops_lib import compiled
+from mlops_lib.compiled import batches
+from mlops_lib.errors import NotCompilableError
+
+BOOSTINGS = [
+    ("two", HistGradientBoostingClassifier(max_iter=19, min_samples_leaf=3)),
+    ("two", HistGradientBoostingClassifier(max_iter=9, min_samples_leaf=1, max_leaf_nodes=64)),
+    ("two", HistGradientBoostingClassifier(max_iter=3, max_leaf_nodes=2, max_bins=3)),
+    ("number", HistGradientBoostingRegressor(max_iter=17, loss="absolute_error")),
+    ("number", HistGradientBoostingRegressor(max_iter=8, loss="gamma")),
+    ("number", HistGradientBoostingRegressor(max_iter=5, loss="quantile", quantile=0.9, min_samples_leaf=1)),
+]
+
+
+def fit(estimator: Any, target: str, rows: pd.DataFrame, *, encoder: Any = ENCODERS[5], layout: int = 0) -> Any:
+    """Return a fitted pipeline."""
+    layouts: list[tuple[Any, ...]] = [
+        (make_column_transformer((encoder, TEXT), remainder="passthrough", sparse_threshold=0),),
+        (make_column_transformer(("passthrough", WHOLE), (encoder, [0]), (StandardScaler(), NUMBERS[::-1])),),
+        (make_column_transformer((encoder, TEXT), ("drop", NUMBERS), ("passthrough", WHOLE), sparse_threshold=0), None),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        targets = make_targets(rows, np.random.default_rng(1))
+        return make_pipeline(*layouts[layout], estimator).fit(rows, targets[target])
+
+
+def ask(model: Any, rows: pd.DataFrame) -> Any:
+    return model.predict_proba(rows)[:, 1] if hasattr(model, "predict_proba") else model.predict(rows)
+
+
+@pytest.mark.filterwarnings("ignore:Found unknown categories")
+@pytest.mark.parametrize("at", range(len(BOOSTINGS)))
+@pytest.mark.parametrize("encoder", ENCODERS[4:], ids=lambda encoder: repr(encoder)[:24])
+def test_rows_never_seen_get_the_pipelines_bits(monkeypatch: pytest.MonkeyPatch, at: int, encoder: Any) -> None:
+    target, estimator = BOOSTINGS[at]
+    rows = make_table(400, seed=at)
+    model = fit(estimator, target, rows, encoder=encoder, layout=at % 3)
+    score = batches.write_batches(model)
+    monkeypatch.setattr(batches, "BLOCK_ROWS", 97)
+    later = make_table(500, seed=at + 100, unseen=True)
+    later.loc[3:20, "weight"] = [math.inf, -math.inf, 0.0, -0.0, 5e-324, 1e308] * 3
+    for table in (rows, later, later.head(1)):
+        try:
+            expected = ask(model, table)
+        except ValueError:
+            with pytest.raises(ValueError, match=r"unknown categories|infinity"):
+                score(table)
+        else:
+            assert score(table).tobytes() == expected.tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:Found unknown categories")
+def test_values_on_a_threshold_and_beside_it_get_the_pipelines_bits() -> None:
+    rows = make_table(400, seed=2)[["size", "weight"]]
+    model = fit_numbers(rows)
+    scorer = compiled.generate(model, {"size": "float64", "weight": "float64"})
+    limits = np.array(scorer.thresholds["size"])
+    values = np.concatenate([limits, np.nextafter(limits, np.inf), np.nextafter(limits, -np.inf), [np.nan, -0.0]])
+    edges = pd.DataFrame({"size": values, "weight": np.resize(rows["weight"], len(values))})
+    assert batches.write_batches(model)(edges).tobytes() == model.predict_proba(edges)[:, 1].tobytes()
+
+
+def fit_numbers(rows: pd.DataFrame) -> Any:
+    target = (rows["size"].fillna(9) + rows["weight"].isna() > 10).astype(int)
+    return HistGradientBoostingClassifier(max_iter=15).fit(rows, target)
+
+
+def test_a_verdict_holds_for_its_versions_and_model() -> None:
+    rows = make_table(300, seed=4)
+    model = fit(BOOSTINGS[0][1], "two", rows)
+    verdict = compiled.prove(model, rows)
+    assert verdict["batches"]
+    score = compiled.batches_for(model, verdict)
+    assert score is not None
+    assert score(rows).tobytes() == ask(model, rows).tobytes()
+    assert compiled.batches_for(model, {**verdict, "versions": {"numpy": "1.0"}}) is None
+    assert compiled.batches_for(model, {**verdict, "batches": False}) is None
+    assert compiled.batches_for(model, {}) is None
+    before = score(rows)
+    perturb_leaf(model)
+    changed = compiled.batches_for(model, verdict)
+    assert changed is not None
+    assert changed(rows).tobytes() == ask(model, rows).tobytes() != before.tobytes(), "made from the model itself"
+
+
+def break_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = np.searchsorted
+    monkeypatch.setattr(batches.np, "searchsorted", lambda a, v: place(a, v, side="right"))
+
+
+def break_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches.np, "putmask", lambda *_: None)
+
+
+def break_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add the trees of each group among themselves first: other roundings, and nothing else."""
+
+    def add(boosting: Any, columns: Any, raw: Any) -> None:
+        other = np.zeros(len(raw))
+        _add(boosting, columns, other)
+        raw += other
+
+    _add = batches.Boosting._add
+    monkeypatch.setattr(batches.Boosting, "_add", add)
+
+
+@pytest.mark.parametrize("break_it", [break_side, break_missing, break_order])
+def test_a_fault_is_caught_and_the_pipeline_is_used(monkeypatch: pytest.MonkeyPatch, break_it: Any) -> None:
+    rows = make_table(300, seed=4)[["size", "weight"]]
+    model = fit_numbers(rows)
+    assert compiled.prove(model, rows)["batches"]
+    break_it(monkeypatch)
+    verdict = compiled.prove(model, rows)
+    assert not verdict["batches"]
+    assert compiled.batches_for(model, verdict) is None
+
+
+def test_what_has_no_faster_way_is_named() -> None:
+    rows = make_table(600, seed=4)
+    numbers, targets = rows[NUMBERS], make_targets(rows, np.random.default_rng(4))
+    named = HistGradientBoostingClassifier(categorical_features=["size"]).fit(
+        numbers.assign(size=np.arange(600) % 5), targets["two"]
+    )
+    large = HistGradientBoostingRegressor(max_leaf_nodes=None, min_samples_leaf=1).fit(numbers, targets["number"])
+    several = HistGradientBoostingClassifier(max_iter=2).fit(numbers, targets["three"])
+    forest = RandomForestClassifier(2).fit(numbers, targets["two"])
+    for model, words in ((named, "native"), (large, "leaves"), (several, "several classes"), (forest, "Forest")):
+        with pytest.raises(NotCompilableError, match=words):
+            batches.write_batches(model)
+    assert not compiled.prove(large, numbers).get("batches")
+
+
+def test_tables_too_large_for_the_cache_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_table(300, seed=4)[["size", "weight"]]
+    monkeypatch.setattr(batches, "MAX_TABLE_BYTES", 1000)
+    with pytest.raises(NotCompilableError, match="tables of"):
+        batches.write_batches(fit_numbers(rows))
+
+
+def test_an_encoder_of_several_columns_for_a_category_is_asked_for_each_row() -> None:
+    rows = make_table(300, seed=4)
+    encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    model = fit(BOOSTINGS[0][1], "two", rows, encoder=encoder)
+    assert batches.write_batches(model)(rows).tobytes() == ask(model, rows).tobytes()
