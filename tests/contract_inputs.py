@@ -50,6 +50,7 @@ GOOD: dict[str, Any] = {
 }
 TABLES = ("objects", "native", "nullable", "category", "arrow", "parquet")
 PATHS = (*TABLES, "csv", "json")
+SPARK = "spark"  # a path of its own: one job for all inputs (tests/test_spark.py)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ NESTED = {**UNHASHED, "csv": (None, "a CSV has no nested values")}
 BYTES = {"json": NO_JSON, "csv": (None, "bytes are no text")}
 HUGE = dict.fromkeys(("arrow", "parquet"), (None, "beyond 64 bits"))
 NOT_ARROW = dict.fromkeys(("arrow", "parquet"), NO_ARROW)
+NO_SPARK = {SPARK: (None, "Spark does not read this type from Parquet: the batch ends with its error")}
 JSON_TIME = {"json": ("", "JSON has no times: ISO 8601 text is one")}
 
 INPUTS = [
@@ -94,7 +96,7 @@ INPUTS = [
         "a half-precision number",
         {"ratio": np.float16(0.25)},
         "",
-        {"category": (None, "pandas has no index of such numbers")},
+        {"category": (None, "pandas has no index of such numbers"), **NO_SPARK},
     ),
     Input("a byte", {"ratio": np.int8(1)}),
     Input("an unsigned number", {"ratio": np.uint64(1)}),
@@ -205,7 +207,7 @@ INPUTS = [
     Input("a time of NumPy", {"left": np.datetime64("2024-01-01T12:00:00", "us")}),
     Input("a date", {"left": dt.date(2024, 1, 1)}),
     Input("a time with microseconds", {"left": NOON.replace(microsecond=1)}),
-    Input("a time with nanoseconds", {"left": pd.Timestamp("2024-01-01 00:00:00.000000001")}, "left.kind"),
+    Input("a time with nanoseconds", {"left": pd.Timestamp("2024-01-01 00:00:00.000000001")}, "left.kind", NO_SPARK),
     Input("a time of the year 1", {"left": dt.datetime(1, 1, 1)}),  # noqa: DTZ001 - as above
     Input("a time with its zone", {"left": NOON.replace(tzinfo=dt.UTC)}, "left.kind"),
     Input("an epoch in seconds", {"left": 1704067200}, "left.kind"),
@@ -217,7 +219,7 @@ INPUTS = [
     Input("a date in words", {"left": "1 January 2024"}, "left.kind"),
     Input("a date without separators", {"left": "20240101"}, "left.kind"),
     Input("a day that no month has", {"left": "2024-02-30"}, "left.kind"),
-    Input("a clock without a date", {"left": dt.time(12)}, "left.kind"),
+    Input("a clock without a date", {"left": dt.time(12)}, "left.kind", NO_SPARK),
     Input("a duration as a time", {"left": pd.Timedelta("1h")}, "left.kind"),
     Input("no time", {"left": None}, "left.null"),
     Input("pandas' NaT", {"left": pd.NaT}, "left.null"),

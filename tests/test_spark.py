@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from conftest import make_rows, register_model
+from contract_inputs import CONTRACT, SPARK, Input
+from test_contract_paths import numbered, to_arrow
 
-from mlops_lib import cli, data, scoring
+from mlops_lib import cli, contracts, data, scoring
 from mlops_lib.errors import BatchRefusedError, MissingColumnsError, OutputTakenError, SparkError, TableFileError
 from mlops_lib.project import Project
 from mlops_lib.scoring import spark
@@ -71,6 +75,51 @@ def test_spark_gives_the_rows_that_one_machine_gives(project: Project, source: P
     register_model(project, C=0.1)
     with pytest.raises(OutputTakenError, match="holds predictions of version 1"):
         spark.score_on_spark(project, 2, source, there, master=MASTER)
+
+
+def judge_on_executors(contract: contracts.Contract) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return what holds batches to a contract; the last column tells a row by its number."""
+
+    def judge(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            numbers = batch.column(batch.num_columns - 1)
+            split = contracts.split_batch(contract, batch.select(range(batch.num_columns - 1)))
+            rules = dict(zip(split.bad.index.tolist(), split.bad["rule"].tolist(), strict=True))
+            found = [rules.get(row, "") for row in range(split.n_rows)]
+            yield pa.record_batch({"number": numbers, "rule": pa.array(found)})
+
+    return judge
+
+
+def write_inputs(folder: Path) -> tuple[list[Input], list[Path]]:
+    """Write the inputs that Parquet holds, a file for each set of types; the last column numbers them."""
+    inputs, tables = numbered("parquet"), {}
+    for number, given in enumerate(inputs):
+        row = pa.table({**{name: to_arrow(value) for name, value in given.row.items()}, "number": [number]})
+        tables.setdefault(str(row.schema), []).append(row)
+    paths = [folder / f"{number}.parquet" for number in range(len(tables))]
+    for path, rows in zip(paths, tables.values(), strict=True):
+        pa.parquet.write_table(pa.concat_tables(rows), path)
+    return inputs, paths
+
+
+@needs_spark
+def test_every_input_of_the_table_gets_its_verdict_on_spark(session: Any, tmp_path: Path) -> None:
+    from pyspark.errors import AnalysisException
+
+    inputs, paths = write_inputs(tmp_path)
+    found: dict[str, str | None] = {}
+    frames, judge = [], judge_on_executors(CONTRACT)
+    for path in paths:
+        try:
+            frames.append(session.read.parquet(str(path)).mapInArrow(judge, "number long, rule string"))
+        except AnalysisException:
+            numbers = pa.parquet.read_table(path)["number"].to_pylist()
+            found.update({inputs[number].name: None for number in numbers})
+    rows = functools.reduce(lambda one, other: one.union(other), frames).collect()
+    found.update({inputs[row["number"]].name: row["rule"] for row in rows})
+    assert found == {given.name: given.expected(SPARK) for given in inputs}
+    assert sum(rule is not None for rule in found.values()) >= 100
 
 
 @needs_spark
