@@ -139,7 +139,7 @@ def measure(project: Project, n_rounds: int) -> dict[str, tuple[Seconds, Seconds
         note("check_ledger", timed(lambda: registry.check_ledger(project)))
         version = 10 + n  # in staging long ago, as every version was
         made, seen = client.get_model_version("bench", str(version)), ledger.open_ledger(project, client)
-        files = timed(lambda: versions.raise_unless_intact(project, made, seen))  # noqa: B023 - called at once
+        files = timed(lambda: versions.verify_files(project, made, seen))  # noqa: B023 - called at once
         plain = timed(lambda: client.set_registered_model_alias("bench", "staging", str(version)))  # noqa: B023
         client.set_registered_model_alias("bench", "staging", str(seen.standing["staging"].version))
         whole = timed(

@@ -11,22 +11,18 @@ True
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
-import mlflow
 from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy import NullPool, create_engine, text
 
-from mlops_lib import integrity, liveness, registry, store
-from mlops_lib.errors import LedgerBrokenError, MlopsError, ModelFileError
+from mlops_lib import liveness, registry, store
+from mlops_lib.errors import LedgerBrokenError, MlopsError, ModelFileError, SignatureError
 from mlops_lib.project import Project
 from mlops_lib.report import Report, Row
 
@@ -52,8 +48,12 @@ def check_store(project: Project, version: int | str | None = None, *, everythin
     except MlopsError as error:
         return Report(title, (Row("store", None, "reachable, schema of this MLflow", "failed", str(error)),))
     rows = [_check_database(project.tracking_uri), *registry.check_ledger(project).rows]
-    numbers = _choose(project, client, version, everything)
-    rows += [row for number in numbers for row in _check_version(project, client, number)]
+    ledger: registry.Ledger | None = None
+    with contextlib.suppress(LedgerBrokenError):  # named above; what is registered is then taken from the versions
+        ledger = registry.open_ledger(project, client)
+    numbers = _choose(project, client, ledger, version, everything)
+    ledger = ledger or registry.Ledger(project.name)
+    rows += [row for number in numbers for row in _check_version(project, client, ledger, number)]
     rows += [_check_runs(project, client), _check_models(project, client)]
     return Report(title, tuple(rows), {"store": store.without_password(project.tracking_uri), "versions": numbers})
 
@@ -97,19 +97,18 @@ def _check_database(uri: str) -> Row:
 # --- versions ----------------------------------------------------------------------------------------------------
 
 
-def _choose(project: Project, client: MlflowClient, version: int | str | None, everything: bool) -> list[int]:
+def _choose(
+    project: Project, client: MlflowClient, ledger: registry.Ledger | None, version: int | str | None, everything: bool
+) -> list[int]:
     """Return the versions to look at; all of them where a broken ledger cannot say what the stages have."""
     if version is not None:
         return [registry.resolve(project, version)]
-    if not everything:
-        with contextlib.suppress(LedgerBrokenError):
-            standing = {registry.current(project, stage) for stage in project.stages}
-            return sorted(number for number in standing if number is not None)
-    found = client.search_model_versions(f"name = '{project.name}'", max_results=10_000)
-    return sorted(int(made.version) for made in found)
+    if ledger is not None and not everything:
+        return sorted({entry.version for stage, entry in ledger.standing.items() if stage in project.stages})
+    return sorted(int(made.version) for made in registry.search_versions(project, client))
 
 
-def _check_version(project: Project, client: MlflowClient, number: int) -> Iterator[Row]:
+def _check_version(project: Project, client: MlflowClient, ledger: registry.Ledger, number: int) -> Iterator[Row]:
     try:
         made = client.get_model_version(project.name, str(number))
     except MlflowException as error:
@@ -117,7 +116,7 @@ def _check_version(project: Project, client: MlflowClient, number: int) -> Itera
             raise
         yield Row(f"version {number}", None, "in the store", "failed", "it is not there")
         return
-    yield _row(f"version {number} files", "as registered", lambda: _compare_files(project, made))
+    yield _row(f"version {number} files", "as registered", lambda: registry.verify_files(project, made, ledger)[:12])
     yield _row(f"version {number} run", "FINISHED", lambda: _find_run_status(client, made))
 
 
@@ -125,33 +124,8 @@ def _row(name: str, limit: str, look: Callable[[], str]) -> Row:
     """Return what ``look`` finds, or the reason that it raises."""
     try:
         return Row(name, look(), limit, "passed")
-    except ModelFileError as error:
+    except (ModelFileError, SignatureError) as error:
         return Row(name, None, limit, "failed", str(error))
-
-
-def _compare_files(project: Project, made: ModelVersion) -> str:
-    """Return the digest of a version's files, which are those of its manifest, which is that of its registration."""
-    name = f"Version {made.version} of '{project.name}'"
-    try:
-        manifest = dict(json.loads(made.tags[integrity.MANIFEST_TAG]))
-    except (KeyError, ValueError) as error:
-        reason = "was never recorded" if isinstance(error, KeyError) else "cannot be read"
-        raise ModelFileError(name, "manifest", reason) from error
-    digest = integrity.compute_digest(manifest)
-    registered = made.tags.get(integrity.DIGEST_TAG)
-    with contextlib.suppress(LedgerBrokenError):
-        for entry in registry.read_ledger(project):
-            if entry.action == "register" and entry.version == int(made.version):
-                registered = entry.digest
-    if digest != registered:
-        raise ModelFileError(name, "manifest", "is not the one of its registration")
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            mlflow.artifacts.download_artifacts(str(made.source), dst_path=folder)
-        except (OSError, MlflowException) as error:
-            raise ModelFileError(name, "its folder", "cannot be read from the artifact store") from error
-        integrity.raise_for_files(Path(folder), manifest, model=name)
-    return digest[:12]
 
 
 def _find_run_status(client: MlflowClient, made: ModelVersion) -> str:

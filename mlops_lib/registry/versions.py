@@ -323,13 +323,19 @@ def load_release(
     return Release(project.name, int(made.version), stage, model_id, made.run_id or "", files)
 
 
-def raise_unless_intact(project: Project, made: ModelVersion, ledger: Ledger) -> None:
-    """Raise ``ModelFileError`` unless a version's files are those of its registration."""
+def verify_files(project: Project, made: ModelVersion, ledger: Ledger) -> str:
+    """Return the digest of a version's files, if they are those of its registration and signed as the project asks.
+
+    Raises
+    ------
+    ModelFileError, SignatureError
+    """
     name = f"Version {made.version} of '{project.name}'"
     manifest = _manifest(project, made, ledger, name)
     with tempfile.TemporaryDirectory() as folder:
         _download(_model_id(made, ledger), folder)
         integrity.raise_for_files(Path(folder), manifest, model=name)
+    return integrity.compute_digest(manifest)
 
 
 def _raise_for_signature(project: Project, digest: str, tags: Mapping[str, str], subject: str) -> None:
@@ -341,7 +347,7 @@ def _raise_for_signature(project: Project, digest: str, tags: Mapping[str, str],
 def _manifest(
     project: Project, made: ModelVersion, ledger: Ledger, name: str, digest: str | None = None
 ) -> dict[str, Any]:
-    """Return the manifest that stands on a version, after comparing it with ``digest`` or the one in the ledger."""
+    """Return the manifest that stands on a version, after comparing it with ``digest`` or that of its registration."""
     if integrity.MANIFEST_TAG not in made.tags:
         raise ModelFileError(name, "manifest", "was never recorded")
     try:
@@ -351,7 +357,7 @@ def _manifest(
     entry = ledger.registration(int(made.version))
     registered = entry.digest if entry else made.tags.get(integrity.DIGEST_TAG, "")
     if integrity.compute_digest(manifest) != (digest or registered):
-        raise ModelFileError(name, "manifest", "is not the one in the ledger")
+        raise ModelFileError(name, "manifest", "is not the one of its registration")
     _raise_for_signature(project, integrity.compute_digest(manifest), made.tags, name)
     return manifest
 
