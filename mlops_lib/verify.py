@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import urlsplit
 
 from mlflow.entities import LoggedModel, LoggedModelStatus
@@ -54,7 +54,9 @@ def check_store(project: Project, version: int | str | None = None, *, everythin
     numbers = _choose(project, client, ledger, version, everything)
     ledger = ledger or registry.Ledger(project.name)
     rows += [row for number in numbers for row in _check_version(project, client, ledger, number)]
-    rows += [_check_runs(project, client), _check_models(project, client)]
+    experiments = _experiments(project, client)
+    dead = liveness.find_dead_runs(client, experiments, everywhere=True) if experiments else []
+    rows += [_check_runs(client, experiments, dead), _check_models(client, experiments, dead)]
     return Report(title, tuple(rows), {"store": store.without_password(project.tracking_uri), "versions": numbers})
 
 
@@ -64,9 +66,10 @@ def repair_store(project: Project) -> tuple[str, ...]:
     done = []
     with contextlib.suppress(LedgerBrokenError):  # its aliases are left as they are; the check names it
         done += [f"{what} follows the ledger again" for what in registry.repair_aliases(project)]
-    for dead in liveness.reap_runs(client, _experiments(project, client), everywhere=True):
-        done.append(f"run '{dead.run_id}' is {dead.status}: {dead.reason}")
-    for model in _abandoned_models(project, client):
+    experiments = _experiments(project, client)
+    reaped = liveness.reap_runs(client, experiments, everywhere=True) if experiments else []
+    done += [f"run '{dead.run_id}' is {dead.status}: {dead.reason}" for dead in reaped]
+    for model in _abandoned_models(client, experiments, reaped):
         client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
         done.append(f"model '{model.model_id}' is FAILED: it was never logged to its end")
     return tuple(done)
@@ -150,13 +153,11 @@ def _experiments(project: Project, client: MlflowClient) -> list[str]:
     return [str(experiment.experiment_id)] if experiment else []
 
 
-def _check_runs(project: Project, client: MlflowClient) -> Row:
+def _check_runs(client: MlflowClient, experiments: list[str], dead: Sequence[liveness.DeadRun]) -> Row:
     """Return how many open runs nobody will close; those without our tag are not ours to judge."""
     name, limit = "dead runs", "none open"
-    experiments = _experiments(project, client)
     if not experiments:
         return Row(name, 0, limit, "passed")
-    dead = liveness.find_dead_runs(client, experiments, everywhere=True)
     if dead:
         reasons = "; ".join(f"'{run.run_id}' ({run.reason})" for run in dead[:3])
         return Row(name, len(dead), limit, "failed", f"{reasons}. 'mlops verify --repair' closes them")
@@ -166,19 +167,20 @@ def _check_runs(project: Project, client: MlflowClient) -> Row:
     return Row(name, 0, limit, "passed", reason)
 
 
-def _check_models(project: Project, client: MlflowClient) -> Row:
-    found = _abandoned_models(project, client)
+def _check_models(client: MlflowClient, experiments: list[str], dead: Sequence[liveness.DeadRun]) -> Row:
+    found = _abandoned_models(client, experiments, dead)
     names = ", ".join(f"'{model.model_id}'" for model in found[:3])
     reason = f"{names} of runs that are over. 'mlops verify --repair' marks them FAILED" if found else ""
     return Row("PENDING models", len(found), "none of a run that is over", "failed" if found else "passed", reason)
 
 
-def _abandoned_models(project: Project, client: MlflowClient) -> list[LoggedModel]:
+def _abandoned_models(
+    client: MlflowClient, experiments: list[str], dead: Sequence[liveness.DeadRun]
+) -> list[LoggedModel]:
     """Return the models that are PENDING although their run is over or dead."""
-    experiments = _experiments(project, client)
     if not experiments:
         return []
-    dead = {run.run_id for run in liveness.find_dead_runs(client, experiments, everywhere=True)}
+    dead_ids = {run.run_id for run in dead}
     page = client.search_logged_models(experiments)  # a filter by status fails on PostgreSQL and finds none on SQLite
     models = list(page)
     while page.token:
@@ -186,7 +188,7 @@ def _abandoned_models(project: Project, client: MlflowClient) -> list[LoggedMode
         models += page
 
     def is_over(run_id: str) -> bool:
-        return run_id in dead or client.get_run(run_id).info.status != "RUNNING"
+        return run_id in dead_ids or client.get_run(run_id).info.status != "RUNNING"
 
     pending = [model for model in models if model.status == LoggedModelStatus.PENDING]
     return [model for model in pending if is_over(str(model.source_run_id))]
