@@ -91,11 +91,8 @@ def score_on_spark(
         job.raise_for_table(source.name)
         durations["score"] = time.monotonic() - started - durations["prepare"]
         durations["total"] = time.monotonic() - started
-        rounded = {name: round(seconds, 3) for name, seconds in durations.items()}
-        result = make_account(job, source, fingerprint, scored_at, None)
-        return sink.publish_folders(
-            replace(result, durations=rounded, duration_s=rounded["total"]), draft / "good", draft / "bad"
-        )
+        result = make_account(job, source, fingerprint, None, durations)
+        return sink.publish_folders(result, draft / "good", draft / "bad")
 
 
 @dataclass(frozen=True)
