@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
@@ -293,11 +294,18 @@ def read_lineage(project: Project, version: Version) -> dict[str, str]:
 
 
 @answered
-def load_model(project: Project, version: int | str, *, digest: str | None = None) -> Release:
+def load_model(
+    project: Project, version: int | str, *, digest: str | None = None, folder: Path | None = None
+) -> Release:
     """Load a version (by number or stage) through the one verified way.
 
     The files are copied to a private folder, compared with the manifest of the registration, read as data and only
     then deserialized with our list of types; the model must give its stored predictions.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        A private folder in which the files stay; by default they are removed.
 
     Raises
     ------
@@ -305,20 +313,26 @@ def load_model(project: Project, version: int | str, *, digest: str | None = Non
         Nothing was loaded.
     """
     client = store.connect(project.tracking_uri)
-    return load_release(project, client, open_ledger(project, client), version, digest=digest)
+    return load_release(project, client, open_ledger(project, client), version, digest=digest, folder=folder)
 
 
 def load_release(
-    project: Project, client: MlflowClient, ledger: Ledger, version: int | str, *, digest: str | None = None
+    project: Project,
+    client: MlflowClient,
+    ledger: Ledger,
+    version: int | str,
+    *,
+    digest: str | None = None,
+    folder: Path | None = None,
 ) -> Release:
     """Load a version as :func:`load_model` does, by a ledger that was read already."""
     made = find(project, client, ledger, version)
     name = f"Version {made.version} of '{project.name}'"
     manifest = _manifest(project, made, ledger, name, digest)
     model_id = _model_id(made, ledger)
-    with tempfile.TemporaryDirectory(prefix="mlops-") as folder:
-        _download(model_id, folder)
-        files = integrity.load_model_files(Path(folder), manifest, name=name, extra=project.trusted_types)
+    with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="mlops-") as place:
+        _download(model_id, str(place))
+        files = integrity.load_model_files(Path(place), manifest, name=name, extra=project.trusted_types)
     stage = None if _is_number(version) else str(version)
     return Release(project.name, int(made.version), stage, model_id, made.run_id or "", files)
 
