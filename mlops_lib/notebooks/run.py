@@ -421,7 +421,7 @@ class _Driver:
         self.process = getattr(provisioner, "process", None)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
+            with contextlib.suppress(RuntimeError):  # outside the main thread, or (NotImplementedError) on Windows
                 loop.add_signal_handler(number, self._stop, client, signal.Signals(number).name)
 
     def stop_soon(self, reason: str) -> None:
