@@ -9,20 +9,18 @@ block finds the processor's caches as the others left them. CPU time is measured
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import math
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import benchmark
 import mlflow
 import numpy as np
 import pandas as pd
@@ -48,7 +46,6 @@ from mlops_lib import compiled, data
 from mlops_lib.errors import NotCompilableError
 from mlops_lib.project import load_project
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("scikit-learn", "numpy", "scipy", "pandas", "mlflow")
 N_EXACT, BLOCK, BATCHES = 100_000, 10, (1, 10, 30, 100, 300, 1000)
 
@@ -233,13 +230,11 @@ def main() -> None:
             print(line, file=sys.stderr)
             lines.append(line)
             batches += more if name.startswith(("flights", "random", "gradient boosting,")) else []
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     text = [
         "# One row: the generated scorer, the pipeline, pyfunc",
         "",
-        f"{today}, `ci/bench compiled{' --quick' if options.quick else ''}`, {len(os.sched_getaffinity(0))} cores, "
-        f"{platform.system()}, Python {platform.python_version()}, {versions}; load {os.getloadavg()[0]:.1f}.",
+        f"{benchmark.TODAY}, {benchmark.describe_command('compiled')}, {benchmark.describe_machine()}, "
+        f"{benchmark.describe_versions(PACKAGES)}; load {os.getloadavg()[0]:.1f}.",
         "Fitted on every fourth flight of January to March, compared on later ones and edge cases. CPU time, medians.",
         "",
         "| model | same bits | left to the pipeline | ours, µs | first, µs | pipeline, µs | pyfunc, µs "
@@ -261,9 +256,7 @@ def main() -> None:
         "",
         *measure_arithmetic(),
     ]
-    path = ROOT / "benchmarks" / f"{today}-compiled.md"
-    path.write_text("\n".join(text) + "\n", encoding="utf-8")
-    print(path.read_text(encoding="utf-8"), end="")
+    benchmark.write_report("compiled", text)
 
 
 if __name__ == "__main__":

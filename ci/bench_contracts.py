@@ -7,22 +7,18 @@ Clean, with 5 % bad rows, and as the text of a CSV. The ways take turns, so that
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 
+import benchmark
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from mlops_lib import contracts
 
-ROOT = Path(__file__).resolve().parent.parent
 N_ROWS = 300_000
 
 
@@ -70,18 +66,16 @@ def measure(n_rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def write_report(seconds: dict[str, list[float]]) -> Path:
-    """Write and return the file under ``benchmarks/``."""
+def render(seconds: dict[str, list[float]]) -> list[str]:
+    """Return the report's lines."""
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     base = medians["pandera, clean"]
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("pandas", "pandera", "pyarrow"))
-    lines = [
+    versions = benchmark.describe_versions(("pandas", "pandera", "pyarrow"))
+    return [
         f"# {N_ROWS:,} rows of 15 features held to their contract",
         "",
-        f"{today}, `ci/bench contracts`, {len(seconds['copy of the table'])} interleaved rounds, "
-        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}, "
-        f"Python {platform.python_version()}, {versions}.",
+        f"{benchmark.TODAY}, {benchmark.describe_command('contracts')}, {len(seconds['copy of the table'])} "
+        f"interleaved rounds, {benchmark.describe_machine()}, load {os.getloadavg()[0]:.1f}, {versions}.",
         "",
         "| way | median s | × pandera |",
         "|---|---:|---:|",
@@ -90,17 +84,13 @@ def write_report(seconds: dict[str, list[float]]) -> Path:
         "pandera judges columns that have the contract's types already; ours reads any type without loss, counts",
         "shares, compares scales, finds repeated keys and builds the typed rows.",
     ]
-    path = ROOT / "benchmarks" / f"{today}-contracts.md"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 def main() -> None:
     """Measure, write the report and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    path = write_report(measure(parser.parse_args().rounds))
-    print(path.read_text(encoding="utf-8"), end="")
+    benchmark.write_report("contracts", render(measure(parser.parse_args().rounds)))
 
 
 if __name__ == "__main__":

@@ -13,19 +13,16 @@ and "whole pipeline" start from the row as it came.
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
-import platform
 import statistics
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import benchmark
 import numpy as np
 import pandas as pd
 from sklearn.compose import make_column_transformer
@@ -36,7 +33,6 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler,
 
 from mlops_lib import compiled
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("scikit-learn", "numpy", "treelite", "tl2cgen", "m2cgen", "skl2onnx", "onnxruntime")
 N_ROWS, N_ONE = 5000, 500
 TEXT, NUMBERS = ["carrier", "place"], [f"n{i}" for i in range(8)]
@@ -216,13 +212,11 @@ def main() -> None:
     """Measure, write the report and print it."""
     warnings.simplefilter("ignore")
     lines = [line for name, model in make_models().items() for line in measure(name, model)]
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     text = [
         "# Exporters of scikit-learn models: exact or not, and what they cover",
         "",
-        f"{today}, `ci/bench_exporters.py` in an environment of its own. {platform.system()}, "
-        f"Python {platform.python_version()}, {versions}.",
+        f"{benchmark.TODAY}, `ci/bench_exporters.py` in an environment of its own. {benchmark.describe_machine()}, "
+        f"{benchmark.describe_versions(PACKAGES)}.",
         f"Trained on 10,000 generated rows, compared on {N_ROWS}: two categories, eight numbers.",
         "",
         "| model | tool | rows with the same bits | furthest, ulp | one row, µs | × pipeline |",
@@ -232,9 +226,7 @@ def main() -> None:
         "*Same bits* as the pipeline gives that row alone; the line *the pipeline itself* is its batch against that.",
         "*Last step* tools get rows that scikit-learn has prepared, so their time leaves the encoders out.",
     ]
-    path = ROOT / "benchmarks" / f"{today}-exporters.md"
-    path.write_text("\n".join(text) + "\n", encoding="utf-8")
-    print(path.read_text(encoding="utf-8"), end="", file=sys.stdout)
+    benchmark.write_report("exporters", text)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
-import os
-import platform
 import resource
 import sys
 import time
@@ -20,11 +18,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import benchmark
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -33,7 +31,6 @@ from scipy.special import expit, logit
 from mlops_lib import evaluation
 from mlops_lib.gates import ALPHA, Better, Calibrated, Evidence, NoSliceWorse, NoWorse, Threshold
 
-ROOT = Path(__file__).resolve().parent.parent
 N_ROWS, POSITIVES, CORRELATION, CHAMPION = 8000, 0.25, 0.9, 0.70
 MARGIN, SLICE_MARGIN, N_SLICES, N_DAYS = 0.01, 0.02, 20, 30
 CHUNK = 50  # pairs that one process simulates at a time
@@ -349,17 +346,15 @@ def main() -> None:
         worlds = table_of_worlds(pool, n_pairs)
         print("\n".join(worlds), file=sys.stderr)
         edges = table_of_boundaries(pool, n_pairs)
-        plot_power(pool, max(CHUNK, n_pairs // 5), ROOT / "docs" / "images" / "gates-power.png")
+        plot_power(pool, max(CHUNK, n_pairs // 5), benchmark.ROOT / "docs" / "images" / "gates-power.png")
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     minutes = sum(each.ru_utime + each.ru_stime for each in usage) / 60
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    arguments = "".join(f" {argument}" for argument in sys.argv[1:])
     lines = [
         "# How often gates promote what they should not",
         "",
-        f"{today}, `ci/bench gates{arguments}`, {n_pairs:,} simulated pairs of each case, "
+        f"{benchmark.TODAY}, {benchmark.describe_command('gates')}, {n_pairs:,} simulated pairs of each case, "
         f"{minutes:.0f} min of CPU in two processes.",
-        f"{len(os.sched_getaffinity(0))} cores, {platform.system()}, Python {platform.python_version()}.",
+        f"{benchmark.describe_machine()}.",
         "",
         f"{N_ROWS:,} labelled rows unless said otherwise, {POSITIVES:.0%} positive; the champion's true ROC AUC is "
         f"{CHAMPION:.2f}; errors of both models",
@@ -385,10 +380,7 @@ def main() -> None:
         "",
         "![Share promoted against the true difference](../docs/images/gates-power.png)",
     ]
-    path = ROOT / "benchmarks" / f"{today}-gates.md"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(path.read_text(encoding="utf-8"), end="")
+    benchmark.write_report("gates", lines)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ the page; rounds of both kinds alternate. Writes benchmarks/<date>-lab.md. Needs
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
 import shutil
 import socket
 import statistics
@@ -20,13 +18,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import benchmark
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Page, sync_playwright
 
 from mlops_lib import kernels
 
-ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 7
 CELL = """\
 import time; began = time.perf_counter()
@@ -111,9 +109,8 @@ def main() -> None:
     found = measure()
     median = {kind: {k: statistics.median(r[k] for r in rounds) for k in rounds[0]} for kind, rounds in found.items()}
     ratio = median["plain"]["total"] / median["warm"]["total"]
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, load average {os.getloadavg()[0]:.1f}"
-    text = f"""# Restart and run all in JupyterLab, {today}
+    machine = f"{benchmark.describe_machine()}, load average {os.getloadavg()[0]:.1f}"
+    text = f"""# Restart and run all in JupyterLab, {benchmark.TODAY}
 
 `ci/bench lab`: {ROUNDS} alternating rounds after one to warm up, medians. Debian's chromium, headless; {machine}.
 
@@ -121,12 +118,8 @@ def main() -> None:
 |---|---|---|
 | plain | {median["plain"]["total"]:.2f} s | {median["plain"]["imports"]:.2f} s |
 | warm | {median["warm"]["total"]:.2f} s | {median["warm"]["imports"]:.3f} s |
-| ratio | {ratio:.1f} | |
-"""
-    target = ROOT / "benchmarks" / f"{today}-lab.md"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(text, encoding="utf-8")
-    print(text)
+| ratio | {ratio:.1f} | |"""
+    benchmark.write_report("lab", [text])
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ round, so that starting it and its imports count.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -20,13 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
+import benchmark
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
-ROOT = Path(__file__).resolve().parent.parent
 N_NOTEBOOKS = 12
 PACKAGES = (
     "papermill",
@@ -192,24 +189,20 @@ def measure(n_rounds: int) -> tuple[dict[str, list[float]], list[float]]:
     return seconds, loads
 
 
-def write_report(seconds: dict[str, list[float]], loads: list[float], arguments: str) -> Path:
-    """Write and return the file under ``benchmarks/``."""
+def render(seconds: dict[str, list[float]], loads: list[float]) -> list[str]:
+    """Return the report's lines."""
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     rows = [
         f"| {name} | {median:.1f} | {median / medians[COLD]:.1f} | {median / medians[WARM]:.1f} | "
         f"{', '.join(f'{value:.1f}' for value in seconds[name])} |"
         for name, median in medians.items()
     ]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    lines = [
+    return [
         f"# {N_NOTEBOOKS} notebooks that import MLflow and scikit-learn ({len(CELLS) + 1} cells each)",
         "",
-        f"{today}, `ci/bench notebooks{arguments}`, {len(loads)} interleaved rounds.",
-        f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GB, {platform.system()}, "
-        f"Python {platform.python_version()}; load before each round {', '.join(f'{load:.1f}' for load in loads)}.",
-        f"{versions}. Bytecode compiled, OMP_NUM_THREADS=1.",
+        f"{benchmark.TODAY}, {benchmark.describe_command('notebooks')}, {len(loads)} interleaved rounds.",
+        f"{benchmark.describe_machine()}; load before each round {', '.join(f'{load:.1f}' for load in loads)}.",
+        f"{benchmark.describe_versions(PACKAGES)}. Bytecode compiled, OMP_NUM_THREADS=1.",
         "",
         "**Command against command, what the README quotes: one `mlops run` of all is",
         f"{medians[PAPERMILL] / medians[COLD]:.1f} times as fast as the loop of `papermill` commands cold, "
@@ -226,10 +219,6 @@ def write_report(seconds: dict[str, list[float]], loads: list[float], arguments:
         "kernels. papermill leaves an executed copy; nbval and nbmake leave nothing; ours leaves a tracked run with",
         "parameters, result, executed copy, report and what was read.",
     ]
-    path = ROOT / "benchmarks" / f"{today}-notebooks.md"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 def main() -> None:
@@ -238,9 +227,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    arguments = "".join(f" {argument}" for argument in sys.argv[1:])
-    path = write_report(*measure(1 if options.quick else options.rounds), arguments)
-    print(path.read_text(encoding="utf-8"), end="")
+    benchmark.write_report("notebooks", render(*measure(1 if options.quick else options.rounds)))
 
 
 if __name__ == "__main__":

@@ -11,18 +11,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
 import sqlite3
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-import mlflow
+import benchmark
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
@@ -30,7 +29,6 @@ from mlops_lib import registry, store, tracking
 from mlops_lib.project import Project
 from mlops_lib.registry import ledger, versions
 
-ROOT = Path(__file__).resolve().parent.parent
 N_VERSIONS, N_ENTRIES = 1000, 5000
 TABLES = ("model_versions", "model_version_tags")
 
@@ -139,7 +137,7 @@ def measure(project: Project, n_rounds: int) -> dict[str, tuple[Seconds, Seconds
         note("check_ledger", timed(lambda: registry.check_ledger(project)))
         version = 10 + n  # in staging long ago, as every version was
         made, seen = client.get_model_version("bench", str(version)), ledger.open_ledger(project, client)
-        files = timed(lambda: versions.raise_unless_intact(project, made, seen))  # noqa: B023 - called at once
+        files = timed(lambda: versions.verify_files(project, made, seen))  # noqa: B023 - called at once
         plain = timed(lambda: client.set_registered_model_alias("bench", "staging", str(version)))  # noqa: B023
         client.set_registered_model_alias("bench", "staging", str(seen.standing["staging"].version))
         whole = timed(
@@ -161,27 +159,23 @@ def main() -> None:
         project = make_project(Path(scratch))
         fabricate(project)
         found = measure(project, n_rounds)
-    today = datetime.now(UTC).date().isoformat()
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, MLflow {mlflow.__version__}"
+    machine = f"{benchmark.describe_machine()}, {benchmark.describe_versions(['mlflow'])}"
     rows = []
     for name, (ours, plain) in found.items():
         mine, _, stock = name.partition(" | ")
         beside = f"{stock} | {plain.clock:.3f} s | {plain.processor:.3f} s" if plain else "— | — | —"
         rows.append(f"| {mine} | {ours.clock:.3f} s | {ours.processor:.3f} s | {beside} |")
-    text = f"""# The registry with {N_VERSIONS:,} versions and {N_ENTRIES:,} ledger entries, {today}
+    text = f"""# The registry with {N_VERSIONS:,} versions and {N_ENTRIES:,} ledger entries, {benchmark.TODAY}
 
-`ci/bench registry`: medians of {n_rounds} rounds after one to warm up, on SQLite. {machine}; load average at the
-end {os.getloadavg()[0]:.1f}. Every call here reads the whole ledger and checks its chain of hashes. On a machine that
-others use, the clock says how busy they are; the processor's time says what the call costs.
+{benchmark.describe_command("registry")}: medians of {n_rounds} rounds after one to warm up, on SQLite.
+{machine}; load average at the end {os.getloadavg()[0]:.1f}.
+Every call here reads the whole ledger and checks its chain of hashes. On a machine that others use, the clock says how
+busy they are; the processor's time says what the call costs.
 
 | call | here, clock | here, processor | plain MLflow's call | clock | processor |
 |---|---:|---:|---|---:|---:|
-{chr(10).join(rows)}
-"""
-    target = ROOT / "benchmarks" / f"{today}-registry.md"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(text, encoding="utf-8")
-    print(text)
+{chr(10).join(rows)}"""
+    benchmark.write_report("registry", [text])
 
 
 if __name__ == "__main__":

@@ -86,6 +86,10 @@ def _print(as_json: bool, value: Any, lines: Callable[[], Iterable[str]]) -> Non
         click.echo("\n".join(lines()))
 
 
+def _print_entry(as_json: bool, entry: Entry) -> None:
+    _print(as_json, asdict(entry), lambda: [str(entry)])
+
+
 def _table(header: list[str], rows: list[list[object]]) -> list[str]:
     return table_lines([header, *rows]) if rows else ["none"]
 
@@ -98,6 +102,7 @@ def _bar(unit: str) -> Any:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+reason_option = click.option("--reason", required=True, help="Why; written in the history.")
 stage_option = click.option("--stage", help="Stage whose version is used; default the last one, prod.")
 
 
@@ -420,14 +425,13 @@ def promote(ctx: click.Context, version: int, stage: str, reason: str, force: bo
     """
     from mlops_lib import registry
 
-    entry = registry.promote(_project(ctx), version, stage, reason=reason, force=force)
-    _print(as_json, asdict(entry), lambda: [str(entry)])
+    _print_entry(as_json, registry.promote(_project(ctx), version, stage, reason=reason, force=force))
 
 
 @main.command()
 @click.argument("stage")
 @click.option("--to", type=int, help="Version to go back to; default the one before.")
-@click.option("--reason", required=True, help="Why; written in the history.")
+@reason_option
 @json_option
 @click.pass_context
 def rollback(ctx: click.Context, stage: str, to: int | None, reason: str, as_json: bool) -> None:
@@ -437,14 +441,13 @@ def rollback(ctx: click.Context, stage: str, to: int | None, reason: str, as_jso
     """
     from mlops_lib import registry
 
-    entry = registry.rollback(_project(ctx), stage, to=to, reason=reason)
-    _print(as_json, asdict(entry), lambda: [str(entry)])
+    _print_entry(as_json, registry.rollback(_project(ctx), stage, to=to, reason=reason))
 
 
 @main.command()
 @click.argument("version", type=int)
 @click.argument("stage")
-@click.option("--reason", required=True, help="Why; written in the history.")
+@reason_option
 @json_option
 @click.pass_context
 def approve(ctx: click.Context, version: int, stage: str, reason: str, as_json: bool) -> None:
@@ -454,13 +457,12 @@ def approve(ctx: click.Context, version: int, stage: str, reason: str, as_json: 
     """
     from mlops_lib import registry
 
-    entry = registry.approve(_project(ctx), version, stage, reason=reason)
-    _print(as_json, asdict(entry), lambda: [str(entry)])
+    _print_entry(as_json, registry.approve(_project(ctx), version, stage, reason=reason))
 
 
 @main.command()
 @click.argument("stage")
-@click.option("--reason", required=True, help="Why; written in the history.")
+@reason_option
 @json_option
 @click.pass_context
 def freeze(ctx: click.Context, stage: str, reason: str, as_json: bool) -> None:
@@ -470,13 +472,12 @@ def freeze(ctx: click.Context, stage: str, reason: str, as_json: bool) -> None:
     """
     from mlops_lib import registry
 
-    entry = registry.freeze(_project(ctx), stage, reason=reason)
-    _print(as_json, asdict(entry), lambda: [str(entry)])
+    _print_entry(as_json, registry.freeze(_project(ctx), stage, reason=reason))
 
 
 @main.command()
 @click.argument("stage")
-@click.option("--reason", required=True, help="Why; written in the history.")
+@reason_option
 @json_option
 @click.pass_context
 def unfreeze(ctx: click.Context, stage: str, reason: str, as_json: bool) -> None:
@@ -486,13 +487,12 @@ def unfreeze(ctx: click.Context, stage: str, reason: str, as_json: bool) -> None
     """
     from mlops_lib import registry
 
-    entry = registry.unfreeze(_project(ctx), stage, reason=reason)
-    _print(as_json, asdict(entry), lambda: [str(entry)])
+    _print_entry(as_json, registry.unfreeze(_project(ctx), stage, reason=reason))
 
 
 @main.command()
 @click.argument("version", type=int)
-@click.option("--reason", required=True, help="Why; written in the history.")
+@reason_option
 @json_option
 @click.pass_context
 def delete(ctx: click.Context, version: int, reason: str, as_json: bool) -> None:
@@ -502,8 +502,7 @@ def delete(ctx: click.Context, version: int, reason: str, as_json: bool) -> None
     """
     from mlops_lib import registry
 
-    entry = registry.delete_version(_project(ctx), version, reason=reason)
-    _print(as_json, asdict(entry), lambda: [str(entry)])
+    _print_entry(as_json, registry.delete_version(_project(ctx), version, reason=reason))
 
 
 @main.command()

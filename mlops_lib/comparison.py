@@ -170,10 +170,10 @@ def _read_labelled(project: Project, period: str) -> pd.DataFrame:
 
 def _compare_contracts(first: Release, second: Release) -> pd.DataFrame:
     stored = [release.files.contract for release in (first, second)]
+    if not any(stored):
+        return pd.DataFrame()
     if not all(stored):
-        return (
-            pd.DataFrame() if not any(stored) else pd.DataFrame([{"column": "all", "what": "only one has a contract"}])
-        )
+        return pd.DataFrame([{"column": "all", "what": "only one has a contract"}])
     report = contracts.compare_contracts(*(contracts.Contract.from_dict(contract) for contract in stored))
     rows = [row for row in report.rows if row.name != "keys" or row.reason]  # it lists what differs, and the keys
     return pd.DataFrame([{"column": row.name, "second is": row.value, "what": row.reason} for row in rows])

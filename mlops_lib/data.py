@@ -60,21 +60,35 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     path = Path(path)
     temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp makes it private; a table is for the team
-        os.replace(temporary, path)  # noqa: PTH105
-    except OSError as error:
-        if isinstance(error, MlopsError):  # the body's own refusal, already explained
-            raise
-        raise WriteRefusedError(path, error.strerror or str(error)) from error
+        with refusing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp makes it private; a table is for the team
+            os.replace(temporary, path)  # noqa: PTH105
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)  # noqa: PTH108
+
+
+@contextlib.contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Turn what the system says of writing ``path`` into ``WriteRefusedError``."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, MlopsError):  # the body's own refusal, already explained
+            raise
+        reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
+        raise WriteRefusedError(path, reason) from error
+
+
+def nameless(folder: Path | None = None) -> Path:
+    """Return what messages call a temporary file without a name, in ``folder`` or where the system has them."""
+    return (folder or Path(tempfile.gettempdir())) / "temporary file"
 
 
 def _umask() -> int:

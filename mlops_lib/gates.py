@@ -129,24 +129,14 @@ class Threshold:
     def check(self, evidence: Evidence) -> Iterator[Row]:
         """Judge the candidate alone."""
         interval = evaluation.compute_interval(
-            evidence.y_true,
-            evidence.candidate,
-            self.metric,
-            clusters=evidence.clusters(self.clusters),
-            confidence=1 - 2 * self.alpha,
+            evidence.y_true, evidence.candidate, self.metric, **_interval_options(self, evidence)
         )
         greater = evaluation.METRICS[self.metric].greater_is_better
         holds = interval.low >= self.threshold if greater else interval.high <= self.threshold
         limit = f"interval {'>=' if greater else '<='} {self.threshold:.3f}"
         question = f"Is it good enough ({_plain(self.metric)})?"
-        yield _row(
-            f"test_{self.metric}",
-            interval.value,
-            limit,
-            holds,
-            reason=_said(interval, self.clusters),
-            question=question,
-        )
+        reason = _said(interval, self.clusters)
+        yield _row(f"test_{self.metric}", interval.value, limit, holds, reason=reason, question=question)
 
 
 @dataclass(frozen=True)
@@ -212,12 +202,7 @@ def _compare(gate: NoWorse | Better, evidence: Evidence, gain: float, name: str,
     if evidence.champion is None:
         return Row(name, None, limit, "not_applicable", NO_CHAMPION, question)
     interval = evaluation.compute_paired_interval(
-        evidence.y_true,
-        evidence.candidate,
-        evidence.champion,
-        gate.metric,
-        clusters=evidence.clusters(gate.clusters),
-        confidence=1 - 2 * gate.alpha,
+        evidence.y_true, evidence.candidate, evidence.champion, gate.metric, **_interval_options(gate, evidence)
     )
     worse_end = interval.low if greater else -interval.high
     holds = worse_end > gain or (worse_end == gain and isinstance(gate, NoWorse))
@@ -331,11 +316,7 @@ class Calibrated:
     def check(self, evidence: Evidence) -> Iterator[Row]:
         """Judge the candidate's group whose interval reaches furthest from zero."""
         groups = evaluation.compute_score_groups(
-            evidence.y_true,
-            evidence.candidate,
-            n_groups=self.n_groups,
-            clusters=evidence.clusters(self.clusters),
-            confidence=1 - 2 * self.alpha,
+            evidence.y_true, evidence.candidate, n_groups=self.n_groups, **_interval_options(self, evidence)
         )
         worst = max(groups, key=lambda group: max(-group.gap.low, group.gap.high))
         holds = max(-worst.gap.low, worst.gap.high) <= self.max_error
@@ -702,6 +683,11 @@ def _row(name: str, value: float, limit: str, holds: bool, *, reason: str, quest
 
 def _status(holds: bool) -> Status:
     return "passed" if holds else "failed"
+
+
+def _interval_options(gate: Threshold | NoWorse | Better | Calibrated, evidence: Evidence) -> dict[str, Any]:
+    """Return how a gate's interval is made: one of its ends is a one-sided test at the gate's ``alpha``."""
+    return {"clusters": evidence.clusters(gate.clusters), "confidence": 1 - 2 * gate.alpha}
 
 
 def _said(interval: evaluation.Interval, clusters: str | None) -> str:

@@ -13,7 +13,7 @@ cannot be compared (missing, another type, no rows) is a failure with a reason, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,9 +114,7 @@ def build_profile(frame: pd.DataFrame, *, columns: Sequence[str], max_bins: int 
     ProfileColumnError
         For dates and durations (derive numbers that should stay stable) and for texts of too many distinct values.
     """
-    missing = tuple(column for column in columns if column not in frame)
-    if missing:
-        raise TableColumnsError("reference data", missing, tuple(map(str, frame.columns)))
+    _raise_for_columns("reference data", frame, columns)
     if frame.empty:
         raise NoRowsError("the reference data")
     return Profile(len(frame), {column: _profile_column(frame[column], max_bins) for column in columns})
@@ -363,9 +361,7 @@ def compute_live_quality(
     """
     keys = [key] if isinstance(key, str) else list(key)
     for table, frame, needed in (("predictions", predictions, [*keys, score, by]), ("labels", labels, [*keys, target])):
-        missing = tuple(column for column in needed if column not in frame)
-        if missing:
-            raise TableColumnsError(table, missing, tuple(map(str, frame.columns)))
+        _raise_for_columns(table, frame, needed)
         again = frame.duplicated(keys)
         if again.any():
             first = ", ".join(str(value) for value in frame.loc[again, keys].iloc[0])
@@ -437,9 +433,7 @@ def check_live_quality(quality: pd.DataFrame, *, limits: Mapping[str, Limit], mi
     TableColumnsError
         When a limit names a column that was not computed.
     """
-    missing = tuple(name for name in limits if name not in quality)
-    if missing:
-        raise TableColumnsError("qualities", missing, tuple(map(str, quality.columns)))
+    _raise_for_columns("qualities", quality, limits)
     rows = []
     for group, each in quality.iterrows():
         for name, limit in limits.items():
@@ -526,6 +520,12 @@ def estimate_roc_auc(calibration: Calibration, y_score: ArrayLike) -> float:
     return float(positives @ below / (positives.sum() * negatives.sum()))
 
 
+def _raise_for_columns(table: str, frame: pd.DataFrame, needed: Iterable[str]) -> None:
+    missing = tuple(column for column in needed if column not in frame)
+    if missing:
+        raise TableColumnsError(table, missing, tuple(map(str, frame.columns)))
+
+
 def _labels(y_true: ArrayLike) -> NDArray[np.int64]:
     labels = pd.Series(np.asarray(y_true))
     others = labels[~labels.isin([0, 1])].unique()
@@ -585,8 +585,7 @@ def plot_live_quality(
     ax: Axes | None = None,
 ) -> Axes:
     """Draw a metric by period (or version) from late labels, beside its estimate without labels and the limit."""
-    if metric not in quality:
-        raise TableColumnsError("qualities", (metric,), tuple(map(str, quality.columns)))
+    _raise_for_columns("qualities", quality, [metric])
     ax = _axes(ax)
     positions = np.arange(len(quality))
     ax.plot(positions, quality[metric], "o-", color=BLUE, label="from late labels", zorder=3)

@@ -119,8 +119,7 @@ def explained(uri: str) -> Iterator[None]:
     except ImportError as error:
         raise StoreUnreachableError(without_password(uri), f"its driver is not installed: {error}") from error
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
-        reason = _first_line(error).replace(uri, without_password(uri))
-        cause = None if "@" in uri else error  # a traceback would show the password
+        reason, cause = explain(error, uri)
         raise StoreUnreachableError(without_password(uri), reason) from cause
 
 
@@ -130,8 +129,7 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        reason = _first_line(error).replace(uri, without_password(uri))
-        cause = None if "@" in uri else error  # a traceback would show the password
+        reason, cause = explain(error, uri)
         if getattr(error, "error_code", "") == "PERMISSION_DENIED" or "error code 403" in reason:
             raise StorePermissionError(without_password(uri), reason) from cause
         raise StoreUnreachableError(without_password(uri), reason, is_midway=True) from cause
@@ -257,7 +255,8 @@ def without_password(uri: str) -> str:
     return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
 
 
-def _first_line(error: BaseException) -> str:
+def explain(error: Exception, uri: str) -> tuple[str, Exception | None]:
+    """Return an error's first line without the URI's password, and the error as a cause if a traceback may show it."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     told = [line for line in lines if not line.startswith("(raised as a result of")]  # SQLAlchemy's aside
-    return (told or lines)[0][:200]
+    return (told or lines)[0][:200].replace(uri, without_password(uri)), None if "@" in uri else error

@@ -11,22 +11,18 @@ True
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import urlsplit
 
-import mlflow
 from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy import NullPool, create_engine, text
 
-from mlops_lib import integrity, liveness, registry, store
-from mlops_lib.errors import LedgerBrokenError, MlopsError, ModelFileError
+from mlops_lib import liveness, registry, store
+from mlops_lib.errors import LedgerBrokenError, MlopsError, ModelFileError, SignatureError
 from mlops_lib.project import Project
 from mlops_lib.report import Report, Row
 
@@ -52,9 +48,15 @@ def check_store(project: Project, version: int | str | None = None, *, everythin
     except MlopsError as error:
         return Report(title, (Row("store", None, "reachable, schema of this MLflow", "failed", str(error)),))
     rows = [_check_database(project.tracking_uri), *registry.check_ledger(project).rows]
-    numbers = _choose(project, client, version, everything)
-    rows += [row for number in numbers for row in _check_version(project, client, number)]
-    rows += [_check_runs(project, client), _check_models(project, client)]
+    ledger: registry.Ledger | None = None
+    with contextlib.suppress(LedgerBrokenError):  # named above; what is registered is then taken from the versions
+        ledger = registry.open_ledger(project, client)
+    numbers = _choose(project, client, ledger, version, everything)
+    ledger = ledger or registry.Ledger(project.name)
+    rows += [row for number in numbers for row in _check_version(project, client, ledger, number)]
+    experiments = _experiments(project, client)
+    dead = liveness.find_dead_runs(client, experiments, everywhere=True) if experiments else []
+    rows += [_check_runs(client, experiments, dead), _check_models(client, experiments, dead)]
     return Report(title, tuple(rows), {"store": store.without_password(project.tracking_uri), "versions": numbers})
 
 
@@ -64,9 +66,10 @@ def repair_store(project: Project) -> tuple[str, ...]:
     done = []
     with contextlib.suppress(LedgerBrokenError):  # its aliases are left as they are; the check names it
         done += [f"{what} follows the ledger again" for what in registry.repair_aliases(project)]
-    for dead in liveness.reap_runs(client, _experiments(project, client), everywhere=True):
-        done.append(f"run '{dead.run_id}' is {dead.status}: {dead.reason}")
-    for model in _abandoned_models(project, client):
+    experiments = _experiments(project, client)
+    reaped = liveness.reap_runs(client, experiments, everywhere=True) if experiments else []
+    done += [f"run '{dead.run_id}' is {dead.status}: {dead.reason}" for dead in reaped]
+    for model in _abandoned_models(client, experiments, reaped):
         client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
         done.append(f"model '{model.model_id}' is FAILED: it was never logged to its end")
     return tuple(done)
@@ -97,19 +100,18 @@ def _check_database(uri: str) -> Row:
 # --- versions ----------------------------------------------------------------------------------------------------
 
 
-def _choose(project: Project, client: MlflowClient, version: int | str | None, everything: bool) -> list[int]:
+def _choose(
+    project: Project, client: MlflowClient, ledger: registry.Ledger | None, version: int | str | None, everything: bool
+) -> list[int]:
     """Return the versions to look at; all of them where a broken ledger cannot say what the stages have."""
     if version is not None:
         return [registry.resolve(project, version)]
-    if not everything:
-        with contextlib.suppress(LedgerBrokenError):
-            standing = {registry.current(project, stage) for stage in project.stages}
-            return sorted(number for number in standing if number is not None)
-    found = client.search_model_versions(f"name = '{project.name}'", max_results=10_000)
-    return sorted(int(made.version) for made in found)
+    if ledger is not None and not everything:
+        return sorted({entry.version for stage, entry in ledger.standing.items() if stage in project.stages})
+    return sorted(int(made.version) for made in registry.search_versions(project, client))
 
 
-def _check_version(project: Project, client: MlflowClient, number: int) -> Iterator[Row]:
+def _check_version(project: Project, client: MlflowClient, ledger: registry.Ledger, number: int) -> Iterator[Row]:
     try:
         made = client.get_model_version(project.name, str(number))
     except MlflowException as error:
@@ -117,7 +119,7 @@ def _check_version(project: Project, client: MlflowClient, number: int) -> Itera
             raise
         yield Row(f"version {number}", None, "in the store", "failed", "it is not there")
         return
-    yield _row(f"version {number} files", "as registered", lambda: _compare_files(project, made))
+    yield _row(f"version {number} files", "as registered", lambda: registry.verify_files(project, made, ledger)[:12])
     yield _row(f"version {number} run", "FINISHED", lambda: _find_run_status(client, made))
 
 
@@ -125,33 +127,8 @@ def _row(name: str, limit: str, look: Callable[[], str]) -> Row:
     """Return what ``look`` finds, or the reason that it raises."""
     try:
         return Row(name, look(), limit, "passed")
-    except ModelFileError as error:
+    except (ModelFileError, SignatureError) as error:
         return Row(name, None, limit, "failed", str(error))
-
-
-def _compare_files(project: Project, made: ModelVersion) -> str:
-    """Return the digest of a version's files, which are those of its manifest, which is that of its registration."""
-    name = f"Version {made.version} of '{project.name}'"
-    try:
-        manifest = dict(json.loads(made.tags[integrity.MANIFEST_TAG]))
-    except (KeyError, ValueError) as error:
-        reason = "was never recorded" if isinstance(error, KeyError) else "cannot be read"
-        raise ModelFileError(name, "manifest", reason) from error
-    digest = integrity.compute_digest(manifest)
-    registered = made.tags.get(integrity.DIGEST_TAG)
-    with contextlib.suppress(LedgerBrokenError):
-        for entry in registry.read_ledger(project):
-            if entry.action == "register" and entry.version == int(made.version):
-                registered = entry.digest
-    if digest != registered:
-        raise ModelFileError(name, "manifest", "is not the one of its registration")
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            mlflow.artifacts.download_artifacts(str(made.source), dst_path=folder)
-        except (OSError, MlflowException) as error:
-            raise ModelFileError(name, "its folder", "cannot be read from the artifact store") from error
-        integrity.raise_for_files(Path(folder), manifest, model=name)
-    return digest[:12]
 
 
 def _find_run_status(client: MlflowClient, made: ModelVersion) -> str:
@@ -176,13 +153,11 @@ def _experiments(project: Project, client: MlflowClient) -> list[str]:
     return [str(experiment.experiment_id)] if experiment else []
 
 
-def _check_runs(project: Project, client: MlflowClient) -> Row:
+def _check_runs(client: MlflowClient, experiments: list[str], dead: Sequence[liveness.DeadRun]) -> Row:
     """Return how many open runs nobody will close; those without our tag are not ours to judge."""
     name, limit = "dead runs", "none open"
-    experiments = _experiments(project, client)
     if not experiments:
         return Row(name, 0, limit, "passed")
-    dead = liveness.find_dead_runs(client, experiments, everywhere=True)
     if dead:
         reasons = "; ".join(f"'{run.run_id}' ({run.reason})" for run in dead[:3])
         return Row(name, len(dead), limit, "failed", f"{reasons}. 'mlops verify --repair' closes them")
@@ -192,19 +167,20 @@ def _check_runs(project: Project, client: MlflowClient) -> Row:
     return Row(name, 0, limit, "passed", reason)
 
 
-def _check_models(project: Project, client: MlflowClient) -> Row:
-    found = _abandoned_models(project, client)
+def _check_models(client: MlflowClient, experiments: list[str], dead: Sequence[liveness.DeadRun]) -> Row:
+    found = _abandoned_models(client, experiments, dead)
     names = ", ".join(f"'{model.model_id}'" for model in found[:3])
     reason = f"{names} of runs that are over. 'mlops verify --repair' marks them FAILED" if found else ""
     return Row("PENDING models", len(found), "none of a run that is over", "failed" if found else "passed", reason)
 
 
-def _abandoned_models(project: Project, client: MlflowClient) -> list[LoggedModel]:
+def _abandoned_models(
+    client: MlflowClient, experiments: list[str], dead: Sequence[liveness.DeadRun]
+) -> list[LoggedModel]:
     """Return the models that are PENDING although their run is over or dead."""
-    experiments = _experiments(project, client)
     if not experiments:
         return []
-    dead = {run.run_id for run in liveness.find_dead_runs(client, experiments, everywhere=True)}
+    dead_ids = {run.run_id for run in dead}
     page = client.search_logged_models(experiments)  # a filter by status fails on PostgreSQL and finds none on SQLite
     models = list(page)
     while page.token:
@@ -212,7 +188,7 @@ def _abandoned_models(project: Project, client: MlflowClient) -> list[LoggedMode
         models += page
 
     def is_over(run_id: str) -> bool:
-        return run_id in dead or client.get_run(run_id).info.status != "RUNNING"
+        return run_id in dead_ids or client.get_run(run_id).info.status != "RUNNING"
 
     pending = [model for model in models if model.status == LoggedModelStatus.PENDING]
     return [model for model in pending if is_over(str(model.source_run_id))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -256,14 +255,10 @@ def test_scores_that_are_right_on_average_and_too_bold_at_both_ends_are_not_cali
 
 
 @pytest.fixture(scope="module")
-def bench() -> Any:
-    spec = importlib.util.spec_from_file_location("bench_gates", ROOT / "ci" / "bench_gates.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def bench() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "ci")
+        yield importlib.import_module("bench_gates")
 
 
 N_PAIRS = 200

@@ -428,9 +428,9 @@ def test_bytes_and_manifest_changed_together_are_still_refused_by_the_ledger(
     }
     for name, value in tags.items():
         MlflowClient().set_model_version_tag("toy", "1", name, value)
-    with pytest.raises(ModelFileError, match=r"file 'manifest' is not the one in the ledger"):
+    with pytest.raises(ModelFileError, match=r"file 'manifest' is not the one of its registration"):
         registry.load_model(project, 1)
-    with pytest.raises(ModelFileError, match=r"file 'manifest' is not the one in the ledger"):
+    with pytest.raises(ModelFileError, match=r"file 'manifest' is not the one of its registration"):
         registry.promote(project, 1, "staging", force=True, reason="hurry")
 
 
@@ -656,14 +656,14 @@ def test_a_promoter_that_saw_an_older_head_is_told_who_was_faster(
 ) -> None:
     """The race of the test above with its worst timing, every time."""
     clone(project, 1)
-    check = moves.raise_unless_intact
+    check = moves.verify_files
 
     def be_overtaken(*arguments: Any) -> None:
-        monkeypatch.setattr(moves, "raise_unless_intact", check)
+        monkeypatch.setattr(moves, "verify_files", check)
         registry.promote(replace(project, actor="bob"), 2, "staging", force=True, reason="faster")
         check(*arguments)
 
-    monkeypatch.setattr(moves, "raise_unless_intact", be_overtaken)
+    monkeypatch.setattr(moves, "verify_files", be_overtaken)
     with pytest.raises(HeadMovedError, match=r"promote staging|force staging → version 2 by bob"):
         registry.promote(project, 1, "staging", force=True, reason="slower")
     assert standing(project)["staging"] == 2

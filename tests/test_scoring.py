@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ from mlops_lib.errors import (
     WriteRefusedError,
 )
 from mlops_lib.project import Project
-from mlops_lib.scoring import keys, rows, sinks
+from mlops_lib.scoring import keys, rows, sinks, sources, sql
 
 pytestmark = pytest.mark.usefixtures("version")
 
@@ -373,6 +374,18 @@ def test_a_database_that_cannot_be_read_is_told_without_its_password(
     with pytest.raises(SqlTableError, match=r"load plugin"):
         scoring.score_table(project, 1, "nosuch://me@there/x::arrivals", output)
     assert files_of(output) == []
+
+
+def test_a_database_that_says_nothing_is_told_by_its_error() -> None:
+    with pytest.raises(SqlTableError, match="OperationalError"), sql.connected("sqlite://", "a table"):
+        raise sa.exc.OperationalError("select 1", {}, sqlite3.OperationalError())
+
+
+def test_a_temporary_file_that_cannot_be_opened_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    refused = pytest.raises(WriteRefusedError, match=r"gone/temporary file': No such file")
+    with refused, sources.open_source("sqlite:////tmp/a.db::t", []):
+        pytest.fail("nothing can be read")
 
 
 @pytest.mark.parametrize("address", ["sqlite:////tmp/a.db", "sqlite:////tmp/a.db::", "postgresql://host::t"])

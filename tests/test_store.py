@@ -7,7 +7,6 @@ import shutil
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -203,23 +202,3 @@ def test_paths_and_passwords_of_ordinary_addresses_are_left_alone() -> None:
     assert store.without_password("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
     assert store.sqlite_path("http://127.0.0.1:5000") is None
     assert store.artifact_root("http://127.0.0.1:5000") is None
-
-
-def test_a_database_that_a_killed_process_left_half_written_is_rolled_back(
-    tmp_path: Path, migrated_store: Path
-) -> None:
-    path = tmp_path / "mlflow.db"
-    shutil.copy(migrated_store / "mlflow.db", path)
-    script = (
-        "import os, sqlite3, sys\n"
-        "database = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-        "database.execute('pragma cache_size = 1')\n"  # so that pages reach the file before the end
-        "database.execute('begin immediate')\n"
-        "database.execute('create table half (x)')\n"
-        "database.executemany('insert into half values (?)', [('y' * 4000,)] * 500)\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    subprocess.run([sys.executable, "-c", script, str(path)], check=False)
-    assert path.with_name("mlflow.db-journal").exists()
-    client = store.connect(f"sqlite:///{path}")
-    assert client.get_experiment("0").name == "Default"

@@ -17,7 +17,7 @@ from conftest import register_model
 from mlflow.entities import LoggedModelStatus
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import liveness, registry, store
+from mlops_lib import liveness, registry, signing, store
 from mlops_lib.cli import main
 from mlops_lib.project import Project
 from mlops_lib.report import Row
@@ -111,6 +111,16 @@ def test_a_manifest_that_was_replaced_together_with_the_files_is_named(
     assert "'manifest' cannot be read" in failures(project)[0].reason
     client.delete_model_version_tag(project.name, "1", "mlops.manifest")
     assert "'manifest' was never recorded" in failures(project)[0].reason
+
+
+def test_a_manifest_that_no_trusted_key_has_signed_is_named(
+    project: Project, version: registry.Version, tmp_path: Path
+) -> None:
+    signing.create_keys(tmp_path / "keys")
+    public = (tmp_path / "keys" / signing.PUBLIC_FILE).read_text().strip()
+    (row,) = failures(replace(project, trusted_keys=(public,)))
+    assert row.name == "version 1 files"
+    assert "Version 1 of 'toy' has no signature" in row.reason
 
 
 def test_a_version_that_is_deleted_behind_the_ledgers_back_is_named(

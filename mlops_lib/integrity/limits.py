@@ -10,6 +10,7 @@ import io
 import json
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,10 +49,7 @@ def raise_for_archive(path: Path, *, model: str) -> None:
         total = _count_inflated(archive, model, path.name)
         if total > SMALL_BYTES:
             raise_for_limit(model, path.name, "inflates by a factor of", total // size, MAX_RATIO)
-        try:
-            schema = archive.read("schema.json")
-        except (KeyError, OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
-            raise ModelFileError(model, path.name, f"is not a skops file ({type(error).__name__})") from error
+        schema = _read(archive, "schema.json", model, path.name)
         raise_for_limit(model, path.name, "has a schema of bytes:", len(schema), MAX_TEXT_BYTES)
         _raise_for_schema(schema, model, path.name)
 
@@ -87,11 +85,19 @@ def _count_inflated(archive: zipfile.ZipFile, model: str, name: str, *, is_neste
     if not is_nested:  # numpy reads one archive in an archive and none in that
         for member in members:
             if member.filename.endswith(".npz"):
-                content = archive.read(member)
+                content = _read(archive, member, model, name)
                 inner = _open(io.BytesIO(content), len(content), model, name)
                 total += _count_inflated(inner, model, name, is_nested=True)
                 raise_for_limit(model, name, "inflates to bytes:", total, MAX_INFLATED_BYTES)
     return total
+
+
+def _read(archive: zipfile.ZipFile, member: str | zipfile.ZipInfo, model: str, name: str) -> bytes:
+    """Return a member's bytes, of which there were found to be few; one that cannot be inflated is no fault of ours."""
+    try:
+        return archive.read(member)
+    except (KeyError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelFileError(model, name, f"is not a skops file ({type(error).__name__})") from error
 
 
 def _raise_for_schema(schema: bytes, model: str, name: str) -> None:

@@ -51,6 +51,8 @@ class ModelFiles:
         Size of all files together.
     training_rows : structured ndarray of shape (n_rows,), or None
         64-bit hashes of the rows it was trained on: field ``content``, and ``key`` where keys were given.
+    manifest : dict
+        Digest and size of each file.
     """
 
     model: Any
@@ -61,6 +63,7 @@ class ModelFiles:
     compiled: Mapping[str, Any] = field(default_factory=dict)
     n_bytes: int = 0
     training_rows: np.ndarray[Any, Any] | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, extra: Iterable[str] = ()) -> ModelFiles:
@@ -95,7 +98,7 @@ def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, ex
     n_bytes = sum(int(file["size"]) for file in manifest.values())
     training_rows = _read_training_rows(folder / TRAINING_FILE, name)
     digest = compute_digest(manifest)
-    return ModelFiles(model, metadata, contract, profile, digest, compiled, n_bytes, training_rows)
+    return ModelFiles(model, metadata, contract, profile, digest, compiled, n_bytes, training_rows, manifest)
 
 
 def warmup_json(model: Any, rows: pd.DataFrame) -> str:

@@ -62,8 +62,7 @@ def find_run(project: Project, client: MlflowClient, experiment_id: str, key: st
         max_results=20,
     )
     for run in found:
-        path = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{INPUTS_FILE}")
-        inputs = json.loads(Path(path).read_text(encoding="utf-8"))
+        inputs: Any = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/{INPUTS_FILE}")  # a list of dicts
         if all(_is_unchanged(project, entry) for entry in inputs):
             return run
     return None

@@ -463,7 +463,7 @@ async def _execute(
 
     def take_signals(**_: Any) -> None:  # nbclient's own would make an interrupted notebook look like a dead kernel
         for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
+            with contextlib.suppress(RuntimeError):  # outside the main thread, or (NotImplementedError) on Windows
                 asyncio.get_running_loop().remove_signal_handler(number)
 
     def look_at_reply(execute_reply: Mapping[str, Any], **_: Any) -> None:

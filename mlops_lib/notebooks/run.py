@@ -240,8 +240,7 @@ class _Execution:
                 mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{file.name}", dst_path=str(folder))
         result = find_result(read_notebook(executed))
         if result:  # nbformat has sorted its keys
-            stored = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/result.json")
-            result = json.loads(Path(stored).read_text(encoding="utf-8"))
+            result = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/result.json")
         duration_s = (run.info.end_time - run.info.start_time) / 1000  # as long as it took then
         return NotebookRun(self.path, run.info.run_id, self.values, result, executed, html, duration_s, cached=True)
 
@@ -422,7 +421,7 @@ class _Driver:
         self.process = getattr(provisioner, "process", None)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
+            with contextlib.suppress(RuntimeError):  # outside the main thread, or (NotImplementedError) on Windows
                 loop.add_signal_handler(number, self._stop, client, signal.Signals(number).name)
 
     def stop_soon(self, reason: str) -> None:

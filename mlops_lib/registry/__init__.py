@@ -10,7 +10,17 @@ have changed, a stage skipped or frozen, a second person who is the first one, t
 """
 
 from mlops_lib.registry.audit import check_ledger
-from mlops_lib.registry.ledger import Entry, as_of, history, ledger_head, ledger_run_id, read_ledger, repair_aliases
+from mlops_lib.registry.ledger import (
+    Entry,
+    Ledger,
+    as_of,
+    history,
+    ledger_head,
+    ledger_run_id,
+    open_ledger,
+    read_ledger,
+    repair_aliases,
+)
 from mlops_lib.registry.moves import approve, delete_version, freeze, promote, rollback, unfreeze
 from mlops_lib.registry.verdicts import gates_digest, load_verdict, log_verdict, verdict_digest
 from mlops_lib.registry.versions import (
@@ -23,10 +33,13 @@ from mlops_lib.registry.versions import (
     read_lineage,
     register,
     resolve,
+    search_versions,
+    verify_files,
 )
 
 __all__ = [
     "Entry",
+    "Ledger",
     "Release",
     "Version",
     "approve",
@@ -44,6 +57,7 @@ __all__ = [
     "load_model",
     "load_verdict",
     "log_verdict",
+    "open_ledger",
     "promote",
     "read_ledger",
     "read_lineage",
@@ -51,6 +65,8 @@ __all__ = [
     "repair_aliases",
     "resolve",
     "rollback",
+    "search_versions",
     "unfreeze",
     "verdict_digest",
+    "verify_files",
 ]

@@ -29,7 +29,7 @@ from mlops_lib.registry.ledger import (
     raise_for_length,
 )
 from mlops_lib.registry.verdicts import load_verdict, verdict_digest, why_not
-from mlops_lib.registry.versions import find, load_release, raise_unless_intact
+from mlops_lib.registry.versions import find, load_release, verify_files
 from mlops_lib.report import Report
 
 
@@ -94,7 +94,7 @@ def promote(
     status = str(client.get_run(str(made.run_id)).info.status)
     if status != "FINISHED":
         raise refuse(f"its run is {status}, not FINISHED")
-    raise_unless_intact(project, made, seen)
+    verify_files(project, made, seen)
     verdict = verdict or load_verdict(project, number)
     why = None if force else why_not(project, registration, verdict, standing)
     why = why or _why_not_approved(project, seen, registration, stage, verdict_digest(verdict))

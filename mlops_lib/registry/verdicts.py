@@ -7,10 +7,7 @@ ledger. It carries a promotion only while everything that it was measured on is 
 from __future__ import annotations
 
 import hashlib
-import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -49,13 +46,10 @@ def load_verdict(project: Project, version: int) -> Report | None:
     run_id = client.get_model_version(project.name, str(version)).tags.get(VERDICT_TAG)
     if not run_id:
         return None
-    uri = f"runs:/{run_id}/{VERDICT_FILE}"
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
-            return Report.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, MlflowException, ValueError, KeyError, TypeError):
-            return None  # gone or cut short: there is no verdict that could carry anything
+    try:
+        return Report.from_dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/{VERDICT_FILE}"))
+    except (OSError, MlflowException, ValueError, KeyError, TypeError):
+        return None  # gone or cut short: there is no verdict that could carry anything
 
 
 def why_not(  # noqa: PLR0911 - one return per reason reads better than a chain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
@@ -293,11 +294,18 @@ def read_lineage(project: Project, version: Version) -> dict[str, str]:
 
 
 @answered
-def load_model(project: Project, version: int | str, *, digest: str | None = None) -> Release:
+def load_model(
+    project: Project, version: int | str, *, digest: str | None = None, folder: Path | None = None
+) -> Release:
     """Load a version (by number or stage) through the one verified way.
 
     The files are copied to a private folder, compared with the manifest of the registration, read as data and only
     then deserialized with our list of types; the model must give its stored predictions.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        A private folder in which the files stay; by default they are removed.
 
     Raises
     ------
@@ -305,31 +313,43 @@ def load_model(project: Project, version: int | str, *, digest: str | None = Non
         Nothing was loaded.
     """
     client = store.connect(project.tracking_uri)
-    return load_release(project, client, open_ledger(project, client), version, digest=digest)
+    return load_release(project, client, open_ledger(project, client), version, digest=digest, folder=folder)
 
 
 def load_release(
-    project: Project, client: MlflowClient, ledger: Ledger, version: int | str, *, digest: str | None = None
+    project: Project,
+    client: MlflowClient,
+    ledger: Ledger,
+    version: int | str,
+    *,
+    digest: str | None = None,
+    folder: Path | None = None,
 ) -> Release:
     """Load a version as :func:`load_model` does, by a ledger that was read already."""
     made = find(project, client, ledger, version)
     name = f"Version {made.version} of '{project.name}'"
     manifest = _manifest(project, made, ledger, name, digest)
     model_id = _model_id(made, ledger)
-    with tempfile.TemporaryDirectory(prefix="mlops-") as folder:
-        _download(model_id, folder)
-        files = integrity.load_model_files(Path(folder), manifest, name=name, extra=project.trusted_types)
+    with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="mlops-") as place:
+        _download(model_id, str(place))
+        files = integrity.load_model_files(Path(place), manifest, name=name, extra=project.trusted_types)
     stage = None if _is_number(version) else str(version)
     return Release(project.name, int(made.version), stage, model_id, made.run_id or "", files)
 
 
-def raise_unless_intact(project: Project, made: ModelVersion, ledger: Ledger) -> None:
-    """Raise ``ModelFileError`` unless a version's files are those of its registration."""
+def verify_files(project: Project, made: ModelVersion, ledger: Ledger) -> str:
+    """Return the digest of a version's files, if they are those of its registration and signed as the project asks.
+
+    Raises
+    ------
+    ModelFileError, SignatureError
+    """
     name = f"Version {made.version} of '{project.name}'"
     manifest = _manifest(project, made, ledger, name)
     with tempfile.TemporaryDirectory() as folder:
         _download(_model_id(made, ledger), folder)
         integrity.raise_for_files(Path(folder), manifest, model=name)
+    return integrity.compute_digest(manifest)
 
 
 def _raise_for_signature(project: Project, digest: str, tags: Mapping[str, str], subject: str) -> None:
@@ -341,7 +361,7 @@ def _raise_for_signature(project: Project, digest: str, tags: Mapping[str, str],
 def _manifest(
     project: Project, made: ModelVersion, ledger: Ledger, name: str, digest: str | None = None
 ) -> dict[str, Any]:
-    """Return the manifest that stands on a version, after comparing it with ``digest`` or the one in the ledger."""
+    """Return the manifest that stands on a version, after comparing it with ``digest`` or that of its registration."""
     if integrity.MANIFEST_TAG not in made.tags:
         raise ModelFileError(name, "manifest", "was never recorded")
     try:
@@ -351,7 +371,7 @@ def _manifest(
     entry = ledger.registration(int(made.version))
     registered = entry.digest if entry else made.tags.get(integrity.DIGEST_TAG, "")
     if integrity.compute_digest(manifest) != (digest or registered):
-        raise ModelFileError(name, "manifest", "is not the one in the ledger")
+        raise ModelFileError(name, "manifest", "is not the one of its registration")
     _raise_for_signature(project, integrity.compute_digest(manifest), made.tags, name)
     return manifest
 

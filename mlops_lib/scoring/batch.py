@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -108,10 +108,8 @@ def score_versions(
         if waiting:
             _score(source, waiting, rows, progress, durations)
         for job in waiting:
-            result = make_account(job, source, fingerprint, scored_at, rows)
             durations["total"] = time.monotonic() - started
-            rounded = {name: round(seconds, 3) for name, seconds in durations.items()}
-            job.done = job.sink.publish(replace(result, durations=rounded, duration_s=rounded["total"]))
+            job.done = job.sink.publish(make_account(job, source, fingerprint, rows, durations))
     return [job.done for job in jobs if job.done is not None]
 
 
@@ -264,8 +262,11 @@ def _read_keys(source: Source, contract: contracts.Contract, rows: int | None) -
         yield contracts.read_keys(contract, batch)
 
 
-def make_account(job: Job, source: Source, fingerprint: str, scored_at: datetime, rows: int | None) -> ScoreResult:
-    """Return the account of a pass, but for what the sink alone knows."""
+def make_account(
+    job: Job, source: Source, fingerprint: str, rows: int | None, durations: Mapping[str, float]
+) -> ScoreResult:
+    """Return the account of a pass that took ``durations`` (seconds, ``total`` among them), but for the sink's part."""
+    rounded = {name: round(seconds, 3) for name, seconds in durations.items()}
     return ScoreResult(
         name=job.release.name,
         version=job.release.version,
@@ -281,8 +282,9 @@ def make_account(job: Job, source: Source, fingerprint: str, scored_at: datetime
         n_quarantined=job.n_rows - job.n_scored,
         bad_by_rule=dict(job.rules),
         contract=job.scorer.contract.digest,
-        scored_at=scored_at.isoformat(),
-        duration_s=0.0,
+        scored_at=job.scorer.scored_at.isoformat(),
+        duration_s=rounded["total"],
         rows=rows,
+        durations=rounded,
         libraries=read_libraries(),
     )

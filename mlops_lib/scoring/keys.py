@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mlops_lib.errors import MlopsError, WriteRefusedError
+from mlops_lib import data
 
 _BUCKETS = 64
 Hashes = npt.NDArray[np.uint64]
@@ -37,20 +37,15 @@ def find_repeated(read: Callable[[], Iterable[pd.DataFrame]], folder: Path | Non
     WriteRefusedError
         There was no room for 8 bytes a row.
     """
-    try:
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(_BUCKETS)]
-            for frame in read():
-                hashes = np.sort(_hash(frame))
-                ends = np.searchsorted(hashes >> np.uint64(58), np.arange(1, _BUCKETS + 1))
-                for file, part in zip(files, np.split(hashes, ends[:-1]), strict=True):
-                    file.write(part.tobytes())
-            twice = [_repeated(file) for file in files]
-    except OSError as error:  # closing the files fails too, when there is no room for what they still hold
-        if isinstance(error, MlopsError):
-            raise
-        place = (folder or Path(tempfile.gettempdir())) / "temporary file"
-        raise WriteRefusedError(place, error.strerror or str(error)) from error
+    # Closing the files fails too, when there is no room for what they still hold.
+    with data.refusing(data.nameless(folder)), contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(_BUCKETS)]
+        for frame in read():
+            hashes = np.sort(_hash(frame))
+            ends = np.searchsorted(hashes >> np.uint64(58), np.arange(1, _BUCKETS + 1))
+            for file, part in zip(files, np.split(hashes, ends[:-1]), strict=True):
+                file.write(part.tobytes())
+        twice = [_repeated(file) for file in files]
     wanted = np.concatenate(twice)
     candidates = []
     for frame in read() if len(wanted) else ():

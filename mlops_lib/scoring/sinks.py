@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from mlops_lib import data, store
-from mlops_lib.errors import MlopsError, OutputTakenError, WriteRefusedError, listed
+from mlops_lib.errors import OutputTakenError, listed
 from mlops_lib.registry import Release
 from mlops_lib.scoring import sql
 from mlops_lib.scoring.result import ScoreResult
@@ -32,7 +31,6 @@ from mlops_lib.scoring.sources import FolderSource, split_address
 
 # Ids and scores differ in every row: a dictionary of them would be built for nothing.
 _INSERT_ROWS = 10_000
-_SPOOL = Path(tempfile.gettempdir()) / "temporary file"
 _DICTIONARY = ["model_name", "model_version", "model_digest", "scored_at", "prediction", "rule", "reason"]
 
 
@@ -138,7 +136,7 @@ class FileSink:
 
     def open(self) -> Path:
         """Make the folder and take the lock."""
-        with _refused(self.path):
+        with data.refusing(self.path):
             self._made = [folder for folder in self.path.parents if not folder.exists()]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._rows["good"] = _Rows(_open_draft(self.path))
@@ -149,7 +147,7 @@ class FileSink:
 
     def write(self, good: pa.Table, bad: pa.Table) -> None:
         """Add rows to the drafts."""
-        with _refused(self.path):
+        with data.refusing(self.path):
             self._rows["good"].write(good)
             if bad.num_rows:
                 if "bad" not in self._rows:
@@ -158,7 +156,7 @@ class FileSink:
 
     def publish(self, result: ScoreResult) -> ScoreResult:
         """Sync all files, then rename the predictions last, then sync the folder."""
-        with _refused(self.path):
+        with data.refusing(self.path):
             for rows in self._rows.values():
                 rows.finish()
             result = replace(
@@ -177,7 +175,7 @@ class FileSink:
 
     def publish_folders(self, result: ScoreResult, good: Path, bad: Path) -> ScoreResult:
         """Rename folders of Parquet files, as Spark writes them, in the same order."""
-        with _refused(self.path):
+        with data.refusing(self.path):
             quarantine = str(self.places["bad"]) if result.n_quarantined else None
             result = replace(result, output_fingerprint=fingerprint_path(good), quarantine=quarantine)
             self._write_account(result)
@@ -244,17 +242,6 @@ def _open_draft(path: Path) -> IO[bytes]:
         file.close()  # its last owner renamed or removed it between our opening and our locking it
 
 
-@contextlib.contextmanager
-def _refused(path: Path) -> Iterator[None]:
-    """Turn what the system says of writing into our error."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, MlopsError):
-            raise
-        raise WriteRefusedError(path, (error.strerror or str(error)).splitlines()[0]) from error
-
-
 # --- databases ---------------------------------------------------------------------------------------------------
 
 
@@ -288,21 +275,21 @@ class SqlSink:
 
     def open(self) -> Path | None:
         """Open nameless files; the database is not touched before the end, so that nothing in it is locked."""
-        with _refused(_SPOOL):
+        with data.refusing(data.nameless()):
             for name in ("good", "bad"):
                 self._rows[name] = _Rows(tempfile.TemporaryFile(prefix="mlops-"))  # noqa: SIM115
         return None
 
     def write(self, good: pa.Table, bad: pa.Table) -> None:
         """Keep rows in nameless files."""
-        with _refused(_SPOOL):
+        with data.refusing(data.nameless()):
             self._rows["good"].write(good)
             if bad.num_rows:
                 self._rows["bad"].write(bad)
 
     def publish(self, result: ScoreResult) -> ScoreResult:
         """Insert rows, quarantine and account in one transaction; who was faster with the same batch has done it."""
-        with _refused(_SPOOL):
+        with data.refusing(data.nameless()):
             self._rows["good"].finish()
             self._rows["bad"].finish()
         self._rows["good"].file.seek(0)

@@ -28,7 +28,6 @@ from mlops_lib.errors import (
     TableAddressError,
     TableFileError,
     TableNotFoundError,
-    WriteRefusedError,
 )
 from mlops_lib.scoring import sql
 
@@ -72,7 +71,9 @@ def open_source(address: Path | str, keys: Sequence[str]) -> Iterator[Source]:
     if found is None:
         yield FolderSource(Path(address)) if Path(address).is_dir() else FileSource(Path(address))
         return
-    with tempfile.TemporaryFile(prefix="mlops-") as spool:
+    with data.refusing(data.nameless()):
+        spool = tempfile.TemporaryFile(prefix="mlops-")  # noqa: SIM115 - closed below
+    with spool:
         yield SqlSource(*found, keys, spool)
 
 
@@ -305,11 +306,8 @@ class SqlSource:
         batch = pa.record_batch(columns, names=list(names))
         for field in batch.schema:
             self._types[field.name] = _unify(self._types.get(field.name, pa.null()), field.type)
-        try:
-            with pa.ipc.new_stream(self._spool, batch.schema) as writer:  # a stream each, since types may differ
-                writer.write_batch(batch)
-        except OSError as error:
-            raise WriteRefusedError(Path(tempfile.gettempdir()), error.strerror or str(error)) from error
+        with data.refusing(data.nameless()), pa.ipc.new_stream(self._spool, batch.schema) as writer:
+            writer.write_batch(batch)  # a stream each, since types may differ
         self._rows += batch.num_rows
 
     @property

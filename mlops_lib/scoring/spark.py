@@ -24,14 +24,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
 import pyarrow as pa
 
-from mlops_lib import contracts, data, integrity
-from mlops_lib.errors import ModelFileError, OutputTakenError, SparkError, TableFileError
+from mlops_lib import contracts, data, integrity, registry
+from mlops_lib.errors import OutputTakenError, SparkError, TableFileError
 from mlops_lib.project import Project
-from mlops_lib.scoring.batch import Job, load_releases, make_account, make_scorer, name_output
+from mlops_lib.scoring.batch import Job, make_account, make_scorer, name_output
 from mlops_lib.scoring.result import ScoreResult
 from mlops_lib.scoring.rows import Scored, Scorer
 from mlops_lib.scoring.sinks import FileSink
@@ -64,14 +63,15 @@ def score_on_spark(
         :func:`~mlops_lib.scoring.batch.score_table` raises. Nothing was written.
     """
     started = time.monotonic()
-    release = load_releases(project, [version])[0]
-    output = Path(name_output(output_path, release.version))
     if split_address(input_path) or split_address(output_path):
         raise OutputTakenError(str(output_path), "on Spark both ends are Parquet, and one of these is a database")
-    scored_at = datetime.now(UTC).replace(microsecond=0)
-    job = Job(make_scorer(release, project, scored_at), release)
-    job.sink = sink = FileSink(output)
     with contextlib.ExitStack() as stack:
+        model = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mlops-")))
+        release = registry.load_model(project, version, folder=model)
+        output = Path(name_output(output_path, release.version))
+        scored_at = datetime.now(UTC).replace(microsecond=0)
+        job = Job(make_scorer(release, project, scored_at), release)
+        job.sink = sink = FileSink(output)
         stack.callback(sink.close)
         source = stack.enter_context(open_source(input_path, job.scorer.contract.keys))
         if Path(input_path).suffix == ".csv":
@@ -85,17 +85,14 @@ def score_on_spark(
         draft = stack.enter_context(_draft(output))
         durations = {"prepare": time.monotonic() - started}
         with warnings.catch_warnings(), _session(master) as spark:
-            shipped = _ship(spark, job, project)
+            shipped = _ship(spark, job, project, model)
             _score(spark, str(input_path), draft, job, shipped)
         source.raise_if_changed()
         job.raise_for_table(source.name)
         durations["score"] = time.monotonic() - started - durations["prepare"]
         durations["total"] = time.monotonic() - started
-        rounded = {name: round(seconds, 3) for name, seconds in durations.items()}
-        result = make_account(job, source, fingerprint, scored_at, None)
-        return sink.publish_folders(
-            replace(result, durations=rounded, duration_s=rounded["total"]), draft / "good", draft / "bad"
-        )
+        result = make_account(job, source, fingerprint, None, durations)
+        return sink.publish_folders(result, draft / "good", draft / "bad")
 
 
 @dataclass(frozen=True)
@@ -157,17 +154,10 @@ def _load(file: str, digest: str, shipped: Shipped) -> Any:
 _sent: list[tempfile.TemporaryDirectory[str]] = []  # an executor that joins later asks for all that was ever sent
 
 
-def _ship(spark: Any, job: Job, project: Project) -> Shipped:
-    """Send the model's files to the executors, as they are registered."""
+def _ship(spark: Any, job: Job, project: Project, model: Path) -> Shipped:
+    """Send the files in ``model``, from which the release was loaded, to the executors, which compare them again."""
     _sent.append(tempfile.TemporaryDirectory(prefix="mlops-"))
-    folder = Path(_sent[-1].name)
-    model = folder / "model"
-    mlflow.artifacts.download_artifacts(f"models:/{job.release.model_id}", dst_path=str(model))
-    manifest = integrity.compute_manifest(model)
-    if integrity.compute_digest(manifest) != job.release.digest:
-        raise ModelFileError(
-            f"Version {job.release.version} of '{job.release.name}'", "manifest", "has changed meanwhile"
-        )
+    folder, manifest = Path(_sent[-1].name), job.release.files.manifest
     file = f"mlops-{job.release.digest[:16]}-{uuid.uuid4().hex[:8]}.zip"  # a session takes each name once
     with zipfile.ZipFile(folder / file, "w") as archive:
         for name in manifest:

@@ -37,9 +37,8 @@ def connected(url: str, name: str, *, must_exist: bool = False) -> Iterator[sa.C
     except ImportError as error:
         raise SqlTableError(name, f"its driver is not installed ({error})") from error
     except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0].rstrip(".")
-        cause = None if "@" in url else error  # a traceback would show the password
-        raise SqlTableError(name, reason.replace(url, store.without_password(url))) from cause
+        reason, cause = store.explain(getattr(error, "orig", None) or error, url)
+        raise SqlTableError(name, reason.rstrip(".")) from cause
     finally:
         if engine is not None:
             engine.dispose()

@@ -124,8 +124,8 @@ def test_a_process_killed_while_it_builds_in_postgresql_hurts_nobody(
     record(2, ours="the next command works")
 
 
-def test_the_journal_of_a_killed_first_use_does_not_empty_the_store_built_after_it(tmp_path: Path) -> None:
-    path = tmp_path / "mlflow.db"
+def die_while_writing(path: Path, *, is_emptied: bool) -> None:
+    """Leave the journal of a killed process, beside what it had written of the database or beside an empty file."""
     script = (
         "import os, sqlite3, sys\n"
         "database = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
@@ -133,14 +133,28 @@ def test_the_journal_of_a_killed_first_use_does_not_empty_the_store_built_after_
         "database.execute('begin immediate')\n"
         "database.execute('create table half (x)')\n"
         "database.executemany('insert into half values (?)', [('y' * 4000,)] * 500)\n"
-        "os.truncate(sys.argv[1], 0)\n"
+        f"{'os.truncate(sys.argv[1], 0)' if is_emptied else ''}\n"
         "os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(path)], check=False)
     assert path.with_name("mlflow.db-journal").stat().st_size
+
+
+def test_the_journal_of_a_killed_first_use_does_not_empty_the_store_built_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    die_while_writing(path, is_emptied=True)
     store.connect(uri_of(path))
     raise_for_integrity(path)
     assert len(store.connect(uri_of(path)).search_experiments()) == 1
+
+
+def test_a_database_that_a_killed_process_left_half_written_is_rolled_back(
+    tmp_path: Path, migrated_store: Path
+) -> None:
+    path = tmp_path / "mlflow.db"
+    shutil.copy(migrated_store / "mlflow.db", path)
+    die_while_writing(path, is_emptied=False)
+    assert store.connect(uri_of(path)).get_experiment("0").name == "Default"
 
 
 # --- broken by MLflow --------------------------------------------------------------------------------------------

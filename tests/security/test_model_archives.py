@@ -193,6 +193,22 @@ def test_an_archive_without_a_schema_is_refused(tmp_path: Path) -> None:
         check(write(tmp_path / "model.skops", {"a.npy": b""}))
 
 
+@pytest.mark.parametrize("damaged", ["schema.json", "a.npz"])
+@pytest.mark.parametrize(("fill", "error"), [(b"\xff", "error"), (b"\0", "BadZipFile|error|EOFError")])
+def test_a_member_that_cannot_be_inflated_is_refused(tmp_path: Path, damaged: str, fill: bytes, error: str) -> None:
+    inner = write(tmp_path / "a.npz", {"a.npy": b"x" * 100}).read_bytes()
+    members = {"schema.json": b"{}" + b" " * 1000, "a.npz": inner}
+    path = write(tmp_path / "model.skops", members, compression=zipfile.ZIP_DEFLATED)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(damaged)
+    begin = member.header_offset + 30 + len(damaged)
+    content[begin : begin + member.compress_size] = fill * member.compress_size
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=rf"is not a skops file \(({error})\)"):
+        check(path)
+
+
 def make_list(content: list[Any], number: int) -> dict[str, Any]:
     return {
         "__class__": "list",
