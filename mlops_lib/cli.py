@@ -106,6 +106,25 @@ reason_option = click.option("--reason", required=True, help="Why; written in th
 stage_option = click.option("--stage", help="Stage whose version is used; default the last one, prod.")
 
 
+def _read_master(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    """Return the master that --on names."""
+    from mlops_lib import cluster
+
+    engine, _equals, master = (text or "").partition("=")
+    if text is not None and engine != "spark":
+        raise click.UsageError(f"--on takes spark or spark=MASTER, not '{text}'")
+    return None if text is None else master or cluster.LOCAL
+
+
+spark_option = click.option(
+    "--on",
+    "master",
+    metavar="spark[=MASTER]",
+    callback=_read_master,
+    help="Run on Spark: local[*], or spark://… or sc://… as MASTER.",
+)
+
+
 @main.command()
 @click.pass_context
 def ingest(ctx: click.Context) -> None:
@@ -214,6 +233,7 @@ def _describe(done: NotebookRun) -> dict[str, Any]:
 )
 @click.option("--fail-fast", is_flag=True, help="Begin no other trial after the first failure.")
 @click.option("--timeout", "timeout_s", type=float, help="Seconds for each trial.")
+@spark_option
 @json_option
 @click.pass_context
 def sweep(ctx: click.Context, /, notebook: str, given: tuple[str, ...], as_json: bool, **options: Any) -> None:
@@ -564,7 +584,7 @@ def _moment_of(text: str) -> datetime:
 @click.option("--stage", "stages", multiple=True, help="Stage whose version scores; default prod. May be repeated.")
 @click.option("--version", "versions", multiple=True, type=int, help="Score with this version. May be repeated.")
 @click.option("--rows", type=click.IntRange(min=1), help="Score only the first so many rows: a smoke test.")
-@click.option("--on", metavar="spark[=MASTER]", help="Score on Spark: local[*], or spark://… or sc://… as MASTER.")
+@spark_option
 @json_option
 @click.pass_context
 def score(
@@ -574,7 +594,7 @@ def score(
     stages: tuple[str, ...],
     versions: tuple[int, ...],
     rows: int | None,
-    on: str | None,
+    master: str | None,
     as_json: bool,
 ) -> None:
     """Score a table; rows that break the contract are set aside with their reasons.
@@ -590,8 +610,8 @@ def score(
 
     project = _project(ctx)
     which: list[int | str] = [*stages, *versions] or [project.production]
-    if on:
-        _score_on_spark(project, which, input_path, output_path, rows, on, as_json)
+    if master:
+        _score_on_spark(project, which, input_path, output_path, rows, master, as_json)
         return
     with _bar("row") as bar:
 
@@ -606,14 +626,13 @@ def score(
 
 
 def _score_on_spark(
-    project: Project, which: list[int | str], source: str, output: str, rows: int | None, on: str, as_json: bool
+    project: Project, which: list[int | str], source: str, output: str, rows: int | None, master: str, as_json: bool
 ) -> None:
     from mlops_lib.scoring import spark
 
-    engine, _, master = on.partition("=")
-    if engine != "spark" or len(which) > 1 or rows:
+    if len(which) > 1 or rows:
         raise click.UsageError("--on takes spark or spark=MASTER, with one stage or version and without --rows")
-    result = spark.score_on_spark(project, which[0], source, output, master=master or spark.LOCAL)
+    result = spark.score_on_spark(project, which[0], source, output, master=master)
     _print(as_json, asdict(result), lambda: [str(result), f"predictions: {result.output}"])
 
 

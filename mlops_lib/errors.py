@@ -765,9 +765,23 @@ class SparkError(MlopsError, RuntimeError):
     def __str__(self) -> str:
         """Give Spark's own words."""
         return (
-            f"Spark ('{self.master}') did not score: {self.reason}. It needs 'mlops-lib[spark]' here and on every "
-            "executor, and a Java 17 (ci/setup-spark installs both). Without --on, this machine scores. "
-            "Nothing was written."
+            f"Spark ('{self.master}') did not do it: {self.reason}. It needs 'mlops-lib[spark]' here and on every "
+            "executor, and a Java 17 (ci/setup-spark installs both). Without --on, this machine does it. "
+            "No output was written."
+        )
+
+
+@dataclass(eq=False)
+class LocalStoreError(MlopsError, ValueError):
+    """Work for other machines whose store is a file of this one."""
+
+    tracking_uri: str
+
+    def __str__(self) -> str:
+        """Name the store and what to set."""
+        return (
+            f"The store '{self.tracking_uri}' is a file, which trials on other machines cannot share. Set "
+            "MLFLOW_TRACKING_URI to a server (ci/server starts one). Nothing was run."
         )
 
 

@@ -17,7 +17,7 @@ RANKS = {
     **dict.fromkeys(
         (
             *("project", "data", "contracts", "evaluation", "monitoring"),
-            *("compiled", "kernels", "store", "integrity", "liveness", "signing"),
+            *("cluster", "compiled", "kernels", "store", "integrity", "liveness", "signing"),
         ),
         2,
     ),

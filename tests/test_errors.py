@@ -262,10 +262,15 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "right to use it are needed. Nothing was committed.",
     ),
     (
+        errors.LocalStoreError("sqlite:////home/ada/mlflow.db"),
+        "The store 'sqlite:////home/ada/mlflow.db' is a file, which trials on other machines cannot share. Set "
+        "MLFLOW_TRACKING_URI to a server (ci/server starts one). Nothing was run.",
+    ),
+    (
         errors.SparkError("local[2]", "it is not installed (No module named 'pyspark')"),
-        "Spark ('local[2]') did not score: it is not installed (No module named 'pyspark'). It needs "
+        "Spark ('local[2]') did not do it: it is not installed (No module named 'pyspark'). It needs "
         "'mlops-lib[spark]' here and on every executor, and a Java 17 (ci/setup-spark installs both). Without --on, "
-        "this machine scores. Nothing was written.",
+        "this machine does it. No output was written.",
     ),
     (
         errors.VersionsOutputError("scores.parquet", (3, 4)),

@@ -5,7 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import shutil
+import sys
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +21,18 @@ from click.testing import CliRunner
 from conftest import make_rows, register_model
 from contract_inputs import CONTRACT, SPARK, Input
 from test_contract_paths import numbered, to_arrow
+from test_notebooks import PROJECT_SOURCE, write_notebook
 
-from mlops_lib import cli, contracts, data, scoring
-from mlops_lib.errors import BatchRefusedError, MissingColumnsError, OutputTakenError, SparkError, TableFileError
+from mlops_lib import cli, cluster, contracts, data, notebooks, scoring, store
+from mlops_lib.errors import (
+    BatchRefusedError,
+    LocalStoreError,
+    MissingColumnsError,
+    OutputTakenError,
+    SparkError,
+    TableFileError,
+)
+from mlops_lib.notebooks.sweeps import PARENT_TAG
 from mlops_lib.project import Project
 from mlops_lib.scoring import spark
 
@@ -31,7 +45,7 @@ COLUMNS = ["thing_id", "prediction", "prediction_id", "model_name", "model_versi
 @pytest.fixture(scope="module")
 def session() -> Iterator[Any]:
     """Return one Spark for all tests of this file."""
-    with spark._session(MASTER) as found:
+    with cluster.session(MASTER) as found:
         found.sparkContext.setLogLevel("OFF")
         found.conf.set("spark.sql.shuffle.partitions", "2")
         yield found
@@ -160,6 +174,73 @@ def test_what_is_refused_on_one_machine_is_refused_on_spark(project: Project, so
     assert not output.parent.exists()
 
 
+SCORE = "from mlops_lib import notebooks\nassert kind != 'bad', 'a bad kind'\nnotebooks.record_result(score=alpha * n)"
+
+
+@pytest.fixture
+def shared_project(project: Project, server_uri: str) -> Project:
+    """Return a project with a file, a notebook, and its store on a server."""
+    name = f"toy-{uuid.uuid4().hex[:8]}"
+    folder = project.root / "notebooks"
+    parameters = "alpha: float = 0.5  # strength\nn: int = 1  # how many\nkind: str = 'good'  # or bad"
+    write_notebook(folder, SCORE, parameters=parameters)
+    (folder / "project.py").write_text(PROJECT_SOURCE.replace("'toy'", repr(name)))
+    return replace(project, name=name, tracking_uri=server_uri, file=folder / "project.py", actor="ada")
+
+
+@needs_spark
+@pytest.mark.usefixtures("session")
+def test_a_sweep_on_spark_finds_what_one_machine_finds(shared_project: Project) -> None:
+    grid = {"alpha": [0.1, 0.2], "kind": ["good", "bad"]}
+    there = notebooks.sweep(shared_project, "nb", grid, master=MASTER)
+    assert there.trials["status"].tolist() == ["FINISHED", "FAILED"] * 2, there.trials["error"].tolist()
+    assert there.trials["score"].tolist()[::2] == [0.1, 0.2]
+    assert "a bad kind" in there.trials["error"].iloc[1]
+    client = store.connect(shared_project.tracking_uri)
+    for run_id, status in zip(there.trials["run_id"], there.trials["status"], strict=True):
+        run = client.get_run(run_id)
+        assert (run.info.status, run.data.tags[PARENT_TAG]) == (status, there.run_id)
+        assert run.data.tags["mlops.actor"] == "ada"
+    again = notebooks.sweep(shared_project, "nb", grid, master=MASTER)
+    assert (again.run_id, again.n_executed) == (there.run_id, 2), "those that failed, and no other"
+    here = notebooks.sweep(shared_project, "nb", {"alpha": [0.1, 0.2]})
+    assert here.trials["score"].tolist() == [0.1, 0.2]
+
+
+@needs_spark
+def test_a_sweep_that_is_stopped_leaves_no_open_run_on_spark(shared_project: Project, session: Any) -> None:
+    write_notebook(
+        shared_project.root / "notebooks", "import time\ntime.sleep(600)", parameters="n: int = 1  # how many"
+    )
+    client = store.connect(shared_project.tracking_uri)
+
+    def stop_the_first() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            experiment = client.get_experiment_by_name(shared_project.name)
+            found = client.search_runs([experiment.experiment_id], "tags.`mlops.task` != ''") if experiment else ()
+            if found:
+                session.interruptAll()
+                return
+            time.sleep(0.2)
+
+    watcher = threading.Thread(target=stop_the_first)
+    watcher.start()
+    found = notebooks.sweep(shared_project, "nb", {"n": [1]}, master=MASTER)
+    watcher.join()
+    assert found.trials["status"].tolist() == ["FAILED"]
+    assert "cancelled" in found.trials["error"].iloc[0].lower()
+    experiment = client.get_experiment_by_name(shared_project.name)
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} <= {"KILLED", "FAILED"}
+
+
+def test_a_store_that_is_a_file_is_no_store_for_trials_elsewhere(project: Project) -> None:
+    write_notebook(project.root / "notebooks", parameters="n: int = 1  # how many")
+    with pytest.raises(LocalStoreError, match=r"is a file.*Nothing was run"):
+        notebooks.sweep(project, "nb", {"n": [1]}, master=MASTER)
+
+
 @pytest.mark.parametrize("options", [["--on", "fire"], ["--on", "spark", "--rows", "5"]])
 def test_spark_is_asked_for_by_its_name(project: Project, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_project", lambda ctx: project)
@@ -172,6 +253,6 @@ def test_spark_is_asked_for_by_its_name(project: Project, options: list[str], mo
 def test_a_missing_spark_is_told_with_what_to_do(
     project: Project, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(spark.sys.modules, "pyspark.errors", None)
+    monkeypatch.setitem(sys.modules, "pyspark.errors", None)
     with pytest.raises(SparkError, match=r"it is not installed.*mlops-lib\[spark\]"):
         spark.score_on_spark(project, 1, source, project.root / "s.parquet")

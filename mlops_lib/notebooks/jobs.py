@@ -81,7 +81,14 @@ def run_notebooks(
     return [job.run for job in jobs if job.run]
 
 
-def run_jobs(jobs: Sequence[Job], *, n_jobs: int, fail_fast: bool = False) -> Iterator[Job]:
+def execute_here(job: Job) -> NotebookRun:
+    """Execute a job in a kernel of this machine."""
+    return execute(job.execution, copy.deepcopy(job.source), tuple(job.given), job.kernel_name)
+
+
+def run_jobs(
+    jobs: Sequence[Job], *, n_jobs: int, fail_fast: bool = False, run_one: Callable[[Job], NotebookRun] = execute_here
+) -> Iterator[Job]:
     """Run jobs, ``n_jobs`` at a time, and yield each when it has ended; whoever stops listening stops them all."""
     halt = threading.Event()
 
@@ -90,7 +97,7 @@ def run_jobs(jobs: Sequence[Job], *, n_jobs: int, fail_fast: bool = False) -> It
             return
         try:
             found = job.execution.find_cached(job.source, job.kernel_name) if job.cached else None
-            job.run = found or execute(job.execution, copy.deepcopy(job.source), tuple(job.given), job.kernel_name)
+            job.run = found or run_one(job)
         except Exception as error:  # noqa: BLE001 - kept with the job, whatever it is
             job.error = error
             if fail_fast:

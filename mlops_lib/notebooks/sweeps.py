@@ -30,8 +30,8 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from mlops_lib import data, liveness, tracking
 from mlops_lib.errors import NotebookStoppedError, SweepGridError, SweepRunningError
-from mlops_lib.notebooks import cache
-from mlops_lib.notebooks.jobs import Job, run_jobs
+from mlops_lib.notebooks import cache, remote
+from mlops_lib.notebooks.jobs import Job, execute_here, run_jobs
 from mlops_lib.notebooks.run import (
     NotebookRun,
     _Execution,
@@ -128,7 +128,8 @@ class _Trial(Job):
         if self.run:
             return "FINISHED"
         if self.error:
-            return "KILLED" if isinstance(self.error, NotebookStoppedError) else "FAILED"
+            is_stopped = self.execution.stopped or isinstance(self.error, NotebookStoppedError)
+            return "KILLED" if is_stopped else "FAILED"
         return "CANCELLED"
 
     @property
@@ -156,6 +157,7 @@ def sweep(
     greater_is_better: bool = True,
     fail_fast: bool = False,
     timeout_s: float | None = None,
+    master: str | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
     """Run a notebook once for every combination of parameter values, and compare the results.
@@ -178,14 +180,19 @@ def sweep(
         Begin no other trial after the first failure; those that are running are let finish.
     timeout_s : float, optional
         For each trial, in seconds.
+    master : str, optional
+        Run each trial as a task of this Spark (``local[2]``, ``spark://host:7077``, ``sc://host``), with the store on a
+        server and the project's folder on every executor; as many at a time as ``n_jobs`` and Spark's cores allow.
     progress : callable, optional
         Called whenever a trial has ended with trials done, trials in all, and a text with the best so far.
 
     Raises
     ------
     SweepGridError, UnknownParameterError, ParameterValueError, SecretParameterError, KernelNotFoundError
-    SweepRunningError
+    SweepRunningError, LocalStoreError
         Nothing was run.
+    SparkError
+        Spark is missing or out of reach; called again, the sweep goes on.
     """
     path = find_notebook(project, notebook)
     source = read_notebook(path)
@@ -193,6 +200,8 @@ def sweep(
     combinations = list_combinations(signature, grid, path, sample=sample, random_state=random_state)
     if n_jobs < 1:
         raise SweepGridError(path, f"n_jobs is {n_jobs}", "at least 1")
+    if master:
+        remote.raise_for_local_store(project)
     kernel_name = _kernel_of(source, path, None)
     trials = [
         _Trial(
@@ -230,8 +239,13 @@ def sweep(
             for trial in missing:
                 name = f"{path.stem} {trial.label}"[:250]
                 trial.execution.tags = {PARENT_TAG: run_id, TRIAL_TAG: trial.label, "mlflow.runName": name}
-            with liveness.heartbeat(client, run_id):  # each trial has its own, and is stopped with it
-                for n_ended, _ in enumerate(run_jobs(missing, n_jobs=n_jobs, fail_fast=fail_fast), start=1):
+            run_one: Callable[[Job], NotebookRun] = execute_here
+            with contextlib.ExitStack() as stack:
+                if master and missing:
+                    run_one = stack.enter_context(remote.executors(client, master))
+                stack.enter_context(liveness.heartbeat(client, run_id))  # each trial has its own, stopped with it
+                ended = run_jobs(missing, n_jobs=n_jobs, fail_fast=fail_fast, run_one=run_one)
+                for n_ended, _ in enumerate(ended, start=1):
                     if progress:
                         text = summarize(run_id).best
                         n_failed = sum(trial.error is not None for trial in trials)

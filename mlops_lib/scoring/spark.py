@@ -10,13 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import pickle
-import re
 import shutil
-import sys
 import tempfile
 import time
 import uuid
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -27,16 +24,14 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from mlops_lib import contracts, data, integrity, registry
-from mlops_lib.errors import OutputTakenError, SparkError, TableFileError
+from mlops_lib import cluster, contracts, data, integrity, registry
+from mlops_lib.errors import OutputTakenError, TableFileError
 from mlops_lib.project import Project
 from mlops_lib.scoring.batch import Job, make_account, make_scorer, name_output
 from mlops_lib.scoring.result import ScoreResult
 from mlops_lib.scoring.rows import Scored, Scorer
 from mlops_lib.scoring.sinks import FileSink
 from mlops_lib.scoring.sources import open_source, split_address
-
-LOCAL = "local[*]"
 
 
 def score_on_spark(
@@ -45,7 +40,7 @@ def score_on_spark(
     input_path: Path | str,
     output_path: Path | str,
     *,
-    master: str = LOCAL,
+    master: str = cluster.LOCAL,
 ) -> ScoreResult:
     """Score Parquet files with a version or with what a stage points to, on Spark.
 
@@ -84,7 +79,9 @@ def score_on_spark(
         sink.open()
         draft = stack.enter_context(_draft(output))
         durations = {"prepare": time.monotonic() - started}
-        with warnings.catch_warnings(), _session(master) as spark:
+        with cluster.session(master) as spark:
+            spark.conf.set("spark.sql.session.timeZone", "UTC")
+            spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(data.BATCH_ROWS))
             shipped = _ship(spark, job, project, model)
             _score(spark, str(input_path), draft, job, shipped)
         source.raise_if_changed()
@@ -207,33 +204,3 @@ def _draft(output: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _session(master: str) -> Iterator[Any]:
-    """Yield the running session, or one that is stopped again; tell what Spark says as our error."""
-    try:
-        from pyspark.errors import PySparkException  # noqa: PLC0415
-        from pyspark.sql import SparkSession  # noqa: PLC0415
-    except ImportError as error:
-        raise SparkError(master, f"it is not installed ({error})") from error
-    try:
-        running = SparkSession.getActiveSession()
-        builder = SparkSession.builder
-        builder = builder.remote(master) if master.startswith("sc://") else builder.master(master)
-        spark = running or builder.config("spark.ui.enabled", "false").getOrCreate()
-        if master.startswith("local"):  # elsewhere, PYSPARK_PYTHON says which Python the executors have
-            spark.sparkContext.pythonExec = sys.executable
-        try:
-            # It says of pandas 3 as a whole that it is not supported; rows pass as Arrow here.
-            warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
-            spark.conf.set("spark.sql.session.timeZone", "UTC")
-            spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(data.BATCH_ROWS))
-            yield spark
-        finally:
-            if running is None:
-                spark.stop()
-    except PySparkException as error:
-        lines = str(error).splitlines()
-        lines = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)] or lines
-        raise SparkError(master, lines[0].strip().rstrip(".")) from error
