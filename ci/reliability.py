@@ -52,7 +52,7 @@ HEAD = """# What happens when things go wrong
 Each row is a test in `tests/faults` or `tests/security`; both columns say what that test saw when it last passed, here
 and with the MLflow, papermill and scikit-learn that `requirements.lock` pins. `ci/test` fails when this page says
 something else; a fault of the tools that needs luck to be seen may be missing in one run. "—" means that the tools
-alone have no such operation, or that the comparison was not made. Cases 25 and 27 are the service's, and not here yet.
+alone have no such operation, or that the comparison was not made. Case 25 is the service's, and not here yet.
 
 | # | case | the tools alone | here |
 |---:|---|---|---|

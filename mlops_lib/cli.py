@@ -643,17 +643,18 @@ def _score_on_spark(
 @click.option("--port", default=5001, show_default=True)
 @click.pass_context
 def serve(ctx: click.Context, stage: str | None, version: int | None, host: str, port: int) -> None:
-    """Answer MLflow's /invocations with a verified version, until interrupted.
+    """Answer MLflow's /invocations with a verified version, until interrupted; a stage is followed as it moves.
 
     Example: mlops serve --stage prod
     """
     from mlops_lib import registry, serving
 
     project = _project(ctx)
-    release = registry.load_model(project, version if version is not None else stage or project.production)
+    name = stage or project.production
+    release = registry.load_model(project, name if version is None else version)
     serving.raise_for_port(host, port)
     click.echo(f"version {release.version} of '{release.name}' on http://{host}:{port}/invocations", err=True)
-    serving.serve(release, host=host, port=port)
+    serving.serve(release, host=host, port=port, follow=(project, name) if version is None else None)
 
 
 @main.command()

@@ -1103,6 +1103,23 @@ class PayloadError(MlopsError, ValueError):
 
 
 @dataclass(eq=False)
+class ServedContractError(MlopsError, ValueError):
+    """A version that does not take the rows which the callers of a service send."""
+
+    version: int
+    served: int
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Give the differences."""
+        return (
+            f"Version {self.version} does not take the rows that version {self.served} takes "
+            f"({'; '.join(self.reasons)}). Version {self.served} goes on answering. Roll the stage back, or restart "
+            "the service once its callers have changed."
+        )
+
+
+@dataclass(eq=False)
 class PortTakenError(MlopsError, OSError):
     """A port that somebody else listens on."""
 

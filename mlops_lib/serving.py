@@ -1,5 +1,7 @@
 """The HTTP service, first form: MLflow's ``/invocations`` on a verified release, its version in a header.
 
+It follows a stage: another version is loaded and verified beside the one that answers, which goes on if that fails.
+
 Bodies are MLflow's JSON forms (``dataframe_records``, ``dataframe_split``, ``inputs``, ``instances``); answers have its
 shape, ``{"predictions": …}``. Every row is held to the contract that batch scoring uses; a body with a bad row is
 refused with row and rule, and never echoed. It listens on this machine only, unless told otherwise.
@@ -9,11 +11,15 @@ refused with row and rule, and never echoed. It listens on this machine only, un
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import socket
+import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -21,53 +27,130 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from mlops_lib import compiled, contracts
-from mlops_lib.errors import MlopsError, PayloadError, PortTakenError
+from mlops_lib import compiled, contracts, registry
+from mlops_lib.errors import MlopsError, PayloadError, PortTakenError, ServedContractError
+from mlops_lib.project import Project
 from mlops_lib.registry import Release
 
+LOOK_S = 10.0  # how often the service asks what its stage has
 FORMS = ("dataframe_records", "dataframe_split", "inputs", "instances")
 
 
-def create_app(release: Release) -> FastAPI:
-    """Build the service for one release.
+class Served:
+    """A release, ready to answer. Never changed: a request has one from its first byte to its last.
 
     Parameters
     ----------
     release : Release
         As ``registry.load_model`` verified it.
     """
+
+    def __init__(self, release: Release) -> None:
+        self.release = release
+        # One row of a request has no key, and the share of bad rows is the caller's business: one is too many.
+        self.contract = replace(contracts.Contract.from_dict(release.files.contract), keys=())
+        self.scorer = compiled.scorer_for(release.model, release.files.compiled)
+        self.headers = {"X-Model-Version": str(release.version), "X-Model-Digest": release.digest}
+
+
+class Follower:
+    """Keeps what is served in step with a stage; whatever is wrong with another version, the old one goes on.
+
+    Parameters
+    ----------
+    project : Project
+    stage : str
+    release : Release
+        What the stage had at the start.
+    """
+
+    def __init__(self, project: Project, stage: str, release: Release) -> None:
+        self.project, self.stage, self.served = project, stage, Served(release)
+        self.waiting = ""  # why the stage's version is not served
+
+    def look(self) -> None:
+        """Serve what the stage has by now, if it is another version, verified, and takes the rows that callers send."""
+        said = self.waiting
+        try:
+            version = registry.current(self.project, self.stage)
+            if version not in (None, self.served.release.version):
+                self.served = self._prepare(registry.load_model(self.project, self.stage))
+            self.waiting = "" if version is not None else f"stage '{self.stage}' is empty"
+        except Exception as error:  # noqa: BLE001 - no fault of another version may stop this one
+            self.waiting = str(error) or type(error).__name__
+        if self.waiting not in ("", said):
+            print(f"still serving version {self.served.release.version}: {self.waiting}", file=sys.stderr, flush=True)
+
+    def _prepare(self, release: Release) -> Served:
+        made, old = Served(release), self.served
+        report = contracts.compare_contracts(old.contract, made.contract)
+        if not report.passed:
+            reasons = tuple(f"{row.name}: {row.reason}" for row in report.rows if row.status == "failed")
+            raise ServedContractError(release.version, old.release.version, reasons)
+        return made
+
+    @contextlib.contextmanager
+    def looking(self, every_s: float) -> Iterator[None]:
+        """Look every so many seconds, in a thread of its own."""
+        ended = threading.Event()
+
+        def run() -> None:
+            while not ended.wait(every_s):
+                self.look()
+
+        thread = threading.Thread(target=run, name="follower", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def create_app(release: Release, follower: Follower | None = None) -> FastAPI:
+    """Build the service for one release, or for whatever a follower serves at the time.
+
+    Parameters
+    ----------
+    release : Release
+        As ``registry.load_model`` verified it.
+    follower : Follower, optional
+    """
     app = FastAPI(title=release.name, docs_url=None, redoc_url=None, openapi_url=None)
-    # One row of a request has no key, and the share of bad rows is the caller's business: one is too many.
-    contract = replace(contracts.Contract.from_dict(release.files.contract), keys=())
-    scorer = compiled.scorer_for(release.model, release.files.compiled)
-    headers = {"X-Model-Version": str(release.version), "X-Model-Digest": release.digest}
+    fixed = None if follower else Served(release)
+
+    def now() -> Served:
+        return follower.served if follower else cast(Served, fixed)
 
     @app.get("/ping")
     @app.get("/health")
     def ping() -> Response:
-        return PlainTextResponse("OK", headers=headers)
+        return PlainTextResponse("OK", headers=now().headers)
 
     @app.get("/version")
     def version() -> Response:
-        facts = {"name": release.name, "version": release.version, "stage": release.stage, "digest": release.digest}
-        return JSONResponse(facts, headers=headers)
+        served, waiting = now(), follower.waiting if follower else ""
+        found = served.release
+        facts = {"name": found.name, "version": found.version, "stage": found.stage, "digest": found.digest}
+        return JSONResponse(facts | ({"waiting": waiting} if waiting else {}), headers=served.headers)
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
+        body, served = await request.body(), now()
         try:
-            frame = read_payload(await request.body())
-            split = contracts.split_rows(contract, frame, source="json")
+            frame = read_payload(body)
+            split = contracts.split_rows(served.contract, frame, source="json")
         except MlopsError as error:
-            return JSONResponse({"error": str(error)}, status_code=400, headers=headers)
+            return JSONResponse({"error": str(error)}, status_code=400, headers=served.headers)
         if len(split.bad):
             rows = [
                 {"row": row, "rule": rule}
                 for row, rule in zip(split.bad.index.tolist(), split.bad["rule"], strict=True)
             ]
             message = f"{len(rows)} of {len(frame)} rows break the contract. Nothing was scored."
-            return JSONResponse({"error": message, "rows": rows[:100]}, status_code=422, headers=headers)
-        predictions = predict(release, split.good, scorer)
-        return JSONResponse({"predictions": predictions}, headers=headers)
+            return JSONResponse({"error": message, "rows": rows[:100]}, status_code=422, headers=served.headers)
+        predictions = predict(served.release, split.good, served.scorer)
+        return JSONResponse({"predictions": predictions}, headers=served.headers)
 
     return app
 
@@ -121,9 +204,15 @@ def raise_for_port(host: str, port: int) -> None:
             raise PortTakenError(host, port) from error
 
 
-def serve(release: Release, *, host: str = "127.0.0.1", port: int = 5001) -> None:
-    """Serve a release until interrupted."""
-    uvicorn.run(create_app(release), host=host, port=port, log_level="warning")
+def serve(
+    release: Release, *, host: str = "127.0.0.1", port: int = 5001, follow: tuple[Project, str] | None = None
+) -> None:
+    """Serve a release until interrupted; with a project and a stage to follow, whatever that stage has."""
+    with contextlib.ExitStack() as stack:
+        follower = Follower(*follow, release) if follow else None
+        if follower:
+            stack.enter_context(follower.looking(LOOK_S))
+        uvicorn.run(create_app(release, follower), host=host, port=port, log_level="warning")
 
 
 def _from_records(value: Any) -> pd.DataFrame:

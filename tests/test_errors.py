@@ -374,6 +374,11 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "instances. Nothing was scored.",
     ),
     (
+        errors.ServedContractError(3, 2, ("size: is new",)),
+        "Version 3 does not take the rows that version 2 takes (size: is new). Version 2 goes on answering. Roll the "
+        "stage back, or restart the service once its callers have changed.",
+    ),
+    (
         errors.PortTakenError("127.0.0.1", 5001),
         "Port 5001 on 127.0.0.1 is taken. Name another with --port. Nothing was started.",
     ),

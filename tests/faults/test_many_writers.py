@@ -11,21 +11,23 @@ from mlops_lib import registry
 from mlops_lib.project import Project
 from mlops_lib.verify import check_store
 
-N_PROCESSES, N_EACH = 8, 4
+N_PROCESSES, N_EACH, N_EACH_ON_A_SERVER = 8, 15, 4
 
 
 def test_versions_that_eight_processes_register_at_once_are_all_there(
     any_store_project: Project, record: Callable[..., None]
 ) -> None:
     project = any_store_project
-    uri = log_toy_model(project).model_uri
-    answers = workers.run_at_once(workers.register_many, [(project, uri, N_EACH)] * N_PROCESSES)
+    uri, is_server = log_toy_model(project).model_uri, project.tracking_uri.startswith("http")
+    n_each = N_EACH_ON_A_SERVER if is_server else N_EACH
+    answers = workers.run_at_once(workers.register_many, [(project, uri, n_each)] * N_PROCESSES)
     failed = [answer for answer in answers if isinstance(answer, Exception)]
     assert not failed
     made = [version for answer in answers for version in answer]  # type: ignore[attr-defined]
-    everyone = list(range(1, N_PROCESSES * N_EACH + 1))
+    everyone = list(range(1, N_PROCESSES * n_each + 1))
     assert sorted(made) == everyone
     assert sorted(version.version for version in registry.list_versions(project)) == everyone
     assert sorted(entry.version for entry in registry.history(project)) == everyone
     assert check_store(project, everything=True).passed
-    record(3, ours="none lost, none twice, every manifest verifies, on SQLite, PostgreSQL and a server")
+    found = "none lost, none twice, every manifest verifies, on SQLite and on PostgreSQL"
+    record(3, ours="so with four each on a server" if is_server else found)
