@@ -41,7 +41,7 @@ from mlops_lib.errors import (
     WriteRefusedError,
 )
 from mlops_lib.project import Project
-from mlops_lib.scoring import keys, rows, sinks
+from mlops_lib.scoring import keys, rows, sinks, sources
 
 pytestmark = pytest.mark.usefixtures("version")
 
@@ -328,6 +328,12 @@ def test_a_table_of_a_database_is_scored_in_the_order_of_its_keys(
     pd.testing.assert_frame_equal(data.read_table(output)[COLUMNS], data.read_table(other)[COLUMNS])
     assert scoring.score_table(project, 1, f"{database}::arrivals", other).already_done
     assert result.input.endswith("::arrivals")
+
+
+def test_a_database_is_read_in_batches_and_not_row_by_row(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "BATCH_ROWS", 400)
+    with sources.open_source(f"{database}::arrivals", ("thing_id",)) as source:
+        assert [batch.num_rows for batch in source.batches()] == [400, 400, 200]
 
 
 def test_a_query_is_an_input_too(project: Project, output: Path, database: str) -> None:
