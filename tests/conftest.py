@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -25,7 +27,11 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from mlops_lib import contracts, data, monitoring, registry, store, tracking
 from mlops_lib.gates import ContractCompatible, NoWorse, Threshold
+from mlops_lib.kernels.server import without_grammar
 from mlops_lib.project import Project
+
+with without_grammar():
+    import nbformat  # noqa: F401 - before any test imports it with 1 s of grammar
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["MLOPS_WARM"] = "0"  # no test meets a server that its user has started; test_warm_commands starts its own
@@ -56,6 +62,40 @@ def make_model(C: float = 1.0, *, features: tuple[str, ...] = FEATURES) -> Pipel
         (OneHotEncoder(handle_unknown="ignore"), ["color"]), (StandardScaler(), list(features[1:]))
     )
     return make_pipeline(columns, LogisticRegression(C=C))
+
+
+# What `--dist loadgroup` starts first; its other groups are the files.
+LONGEST = ("http", "postgres", "test_spark.py", "test_sweep.py", "test_browser.py", "test_first_use.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share out files among the test processes, the longest first; one of them alone needs the MLflow server."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        group = "http" if "server_uri" in item.fixturenames else parameters.get("any_store_project", "sqlite")  # type: ignore[attr-defined]
+        item.add_marker(pytest.mark.xdist_group(item.path.name if group == "sqlite" else group))
+    order = {group: n for n, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(next(item.iter_markers("xdist_group")).args[0], len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported: it would look through a million objects again and again."""
+    gc.freeze()
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Return a folder that has the same name for every test of this process; what a test has left in it is kept.
+
+    MLflow keeps what it knows of a store by its URI, and SQLAlchemy each statement that it has compiled for it: at
+    another path every test would begin with 0.1 s of both.
+    """
+    folder = tmp_path_factory.getbasetemp() / "now"
+    folder.mkdir()
+    yield folder
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    folder.rename(tmp_path_factory.mktemp(name))
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +138,13 @@ def closed_port() -> int:
 
 @pytest.fixture(scope="session")
 def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a fresh MLflow database, made once."""
+    """Return a folder with a fresh MLflow database and the toy project's tables, made once."""
     folder = tmp_path_factory.mktemp("store")
     store.connect(f"sqlite:///{folder / 'mlflow.db'}")
+    for index, period in enumerate(("p1", "p2", "p3")):
+        arrivals, labels = make_rows(1000, seed=index, start=1000 * index)
+        data.write_table(arrivals, folder / f"data/arrivals/{period}.parquet")
+        data.write_table(labels, folder / f"data/labels/{period}.parquet")
     return folder
 
 
@@ -153,8 +197,9 @@ def project(tmp_path: Path, migrated_store: Path) -> Project:
 
 
 def make_project(tmp_path: Path, migrated_store: Path) -> Project:
-    """Write the toy project into a folder."""
+    """Copy the toy project into a folder."""
     shutil.copy(migrated_store / "mlflow.db", tmp_path / "mlflow.db")
+    shutil.copytree(migrated_store / "data", tmp_path / "data")
     found = Project(
         name="toy",
         root=tmp_path,
@@ -166,10 +211,6 @@ def make_project(tmp_path: Path, migrated_store: Path) -> Project:
         gates=(Threshold("roc_auc", 0.6), NoWorse("roc_auc", margin=0.02), ContractCompatible()),
         slices=("color",),
     )
-    for index, period in enumerate(("p1", "p2", "p3")):
-        arrivals, labels = make_rows(1000, seed=index, start=1000 * index)
-        data.write_table(arrivals, tmp_path / f"data/arrivals/{period}.parquet")
-        data.write_table(labels, tmp_path / f"data/labels/{period}.parquet")
     return replace(found, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}", actor="ada")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import workers
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
@@ -183,23 +182,21 @@ def test_a_run_outside_a_runner_says_how_it_ended(
 def test_a_script_that_is_killed_in_its_run_is_found_dead(
     project: Project, client: MlflowClient, tmp_path: Path
 ) -> None:
-    script = (
-        "import sys, time\nfrom pathlib import Path\nfrom mlops_lib import tracking\n"
-        "from mlops_lib.project import Project\n"
-        "project = Project('toy', Path(sys.argv[1]), 'y', ('k',), ('x',), 'a/{period}', 'l/{period}',\n"
-        "    tracking_uri=sys.argv[2], actor='ada')\n"
-        "with tracking.start_run(project) as run:\n"
-        "    print(run.info.run_id, flush=True)\n"
-        "    time.sleep(600)\n"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path), project.tracking_uri]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        run_id = process.stdout.readline().strip()
-        experiment_id = client.get_run(run_id).info.experiment_id
-        before = liveness.find_dead_runs(client, [experiment_id])
-        process.kill()
-        process.wait()
+    file = tmp_path / "run"
+    process = workers.start(wait_in_a_run, project, file)
+    wait_for(lambda: file.exists() and file.read_text())
+    run_id = file.read_text()
+    experiment_id = client.get_run(run_id).info.experiment_id
+    before = liveness.find_dead_runs(client, [experiment_id])
+    process.kill()
+    process.join()
     assert before == []
     (dead,) = liveness.reap_runs(client, [experiment_id])
     assert (dead.run_id, client.get_run(run_id).info.status) == (run_id, "KILLED")
+
+
+def wait_in_a_run(project: Project, file: Path) -> None:
+    """Run in another process."""
+    with tracking.start_run(project) as run:
+        file.write_text(run.info.run_id)
+        time.sleep(600)

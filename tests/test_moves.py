@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
-from conftest import register_model
+from conftest import close_databases, copy_store, make_project, register_model
 from mlflow.tracking import MlflowClient
 from stages import aliases, bring_to_prod, clone, force_to_prod, judge, standing
 
@@ -35,11 +36,21 @@ from mlops_lib.registry import ledger, moves
 pytestmark = pytest.mark.usefixtures("version")
 
 
+@pytest.fixture(scope="module")
+def made_two(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, registered: Project) -> Project:
+    """Return a project with version 1 in every stage and version 2 in dev, made once."""
+    made = make_project(tmp_path_factory.mktemp("two"), migrated_store)
+    copy_store(registered, made)
+    force_to_prod(made, 1)
+    clone(made, 1)
+    return made
+
+
 @pytest.fixture
-def two(project: Project) -> Project:
+def two(project: Project, made_two: Project) -> Project:
     """Return the toy project with version 1 in every stage and version 2 in dev."""
-    force_to_prod(project, 1)
-    clone(project, 1)
+    close_databases()
+    copy_store(made_two, project)
     return project
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
+import workers
 from mlflow.entities import Run
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -40,7 +42,7 @@ from mlops_lib.errors import (
     UnknownParameterError,
 )
 from mlops_lib.notebooks.signature import check_values, parse_value, read_signature
-from mlops_lib.project import Project
+from mlops_lib.project import Project, load_project
 
 PARAMETERS = "alpha: float = 0.5  # strength\nname: str = 'x'  # a text"
 
@@ -503,15 +505,6 @@ def test_leaving_in_the_middle_is_a_failure(
     record(9, ours="the run is FAILED, and the first cell that never ran is named")
 
 
-RUNNER = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from mlops_lib import notebooks
-from mlops_lib.project import load_project
-if __name__ == "__main__":
-    notebooks.run_notebook(load_project(sys.argv[1]), sys.argv[2])
-"""
 BUSY = """
 import subprocess, time
 from pathlib import Path
@@ -522,23 +515,26 @@ while True:
 """
 
 
-def start_runner(project: Project, folder: Path, path: Path) -> tuple[subprocess.Popen[str], int]:
+def start_runner(project: Project, folder: Path, path: Path) -> tuple[BaseProcess, int]:
     """Start a run in a process of its own; return it once its notebook has started a grandchild, with its pid."""
-    project_file = folder / "project.py"
-    project_file.write_text(PROJECT_SOURCE)
-    script = folder / "runner.py"
-    script.write_text(RUNNER)
+    (folder / "project.py").write_text(PROJECT_SOURCE)
     environment = {**os.environ, "MLFLOW_TRACKING_URI": project.tracking_uri}
-    process = subprocess.Popen(
-        [sys.executable, script, project_file, path], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    process = workers.start(run_here, environment, folder, path)
     marker = folder / "child"
     deadline = time.monotonic() + 60
     while not (marker.exists() and marker.read_text()):
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert process.exitcode is None, (folder / "stderr").read_text()
         assert time.monotonic() < deadline, "the notebook never started its child"
         time.sleep(0.05)
     return process, int(marker.read_text())
+
+
+def run_here(environment: dict[str, str], folder: Path, path: Path) -> None:
+    """Run in another process; what it says is in the folder."""
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.stderr = (folder / "stderr").open("w")
+    notebooks.run_notebook(load_project(folder / "project.py"), path)
 
 
 def is_gone(pid: int, *, timeout_s: float = 10) -> bool:
@@ -556,9 +552,9 @@ def test_a_stopped_run_is_killed_and_leaves_no_process(
 ) -> None:
     path = write_notebook(folder, BUSY, "2", parameters=None)
     process, grandchild = start_runner(project, folder, path)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
-    assert f"stopped by {number.name}" in stderr
+    os.kill(process.pid or 0, number)
+    process.join(timeout=30)
+    assert f"stopped by {number.name}" in (folder / "stderr").read_text()
     assert last_run(project).info.status == "KILLED"
     assert is_gone(grandchild)
     executed = next(project.runs_path.glob("*/nb.ipynb"))
@@ -570,7 +566,7 @@ def test_a_killed_runner_takes_its_kernel_and_grandchildren_along(project: Proje
     path = write_notebook(folder, BUSY, parameters=None)
     process, grandchild = start_runner(project, folder, path)
     process.kill()
-    process.communicate()
+    process.join()
     executed = next(project.runs_path.glob("*/nb.ipynb"))
     assert json.loads(executed.read_text())["cells"], "the copy is whole at every moment"
     assert is_gone(grandchild)

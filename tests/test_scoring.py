@@ -6,10 +6,8 @@ import contextlib
 import json
 import mmap
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -21,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
+import workers
 from conftest import FEATURES, make_rows, register_model
 from sklearn.linear_model import LinearRegression
 
@@ -329,6 +328,12 @@ def test_a_table_of_a_database_is_scored_in_the_order_of_its_keys(
     pd.testing.assert_frame_equal(data.read_table(output)[COLUMNS], data.read_table(other)[COLUMNS])
     assert scoring.score_table(project, 1, f"{database}::arrivals", other).already_done
     assert result.input.endswith("::arrivals")
+
+
+def test_a_database_is_read_in_batches_and_not_row_by_row(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "BATCH_ROWS", 400)
+    with sources.open_source(f"{database}::arrivals", ("thing_id",)) as source:
+        assert [batch.num_rows for batch in source.batches()] == [400, 400, 200]
 
 
 def test_a_query_is_an_input_too(project: Project, output: Path, database: str) -> None:
@@ -725,27 +730,27 @@ def test_a_batch_killed_in_the_middle_leaves_nothing_visible_and_runs_again(
     project: Project, source: Path, output: Path
 ) -> None:
     """SIGKILL gives nobody the time to clean up."""
-    code = (
-        "import pickle, sys, time\n"
-        "from mlops_lib import scoring\n"
-        "project, source, output = pickle.loads(sys.stdin.buffer.read())\n"
-        "def wait(done, total):\n    print('half', flush=True)\n    time.sleep(60)\n"
-        "scoring.score_table(project, 1, source, output, progress=wait)\n"
-    )
-    import pickle
-
-    victim = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert victim.stdin is not None
-    assert victim.stdout is not None
-    victim.stdin.write(pickle.dumps((replace(project, gates=()), with_bad_rows(source, 20), output)))
-    victim.stdin.close()
-    assert victim.stdout.readline() == b"half\n"
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    victim.stdout.close()
+    victim = workers.start(score_half, replace(project, gates=()), with_bad_rows(source, 20), output)
+    deadline = time.monotonic() + 60
+    while not output.with_name("half").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    output.with_name("half").unlink()
+    victim.kill()
+    victim.join()
     assert all(name.startswith(".") and name.endswith(".tmp") for name in files_of(output))
     result = scoring.score_table(project, 1, source.with_name("bad.parquet"), output)
     assert (result.n_rows, result.already_done) == (1000, False)
+
+
+def score_half(project: Project, source: Path, output: Path) -> None:
+    """Run in another process: stop in the middle, and say so."""
+
+    def wait(done: int, total: int | None) -> None:
+        output.with_name("half").touch()
+        time.sleep(60)
+
+    scoring.score_table(project, 1, source, output, progress=wait)
 
 
 def test_a_disk_that_fills_up_leaves_no_account_of_what_is_not_there(

@@ -44,11 +44,13 @@ COLUMNS = ["thing_id", "prediction", "prediction_id", "model_name", "model_versi
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Any]:
-    """Return one Spark for all tests of this file."""
-    with cluster.session(MASTER) as found:
-        found.sparkContext.setLogLevel("OFF")
-        found.conf.set("spark.sql.shuffle.partitions", "2")
-        yield found
+    """Return one Spark for all tests of this file; its JVMs live too briefly to be worth the second compiler."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        with cluster.session(MASTER) as found:
+            found.sparkContext.setLogLevel("OFF")
+            found.conf.set("spark.sql.shuffle.partitions", "2")
+            yield found
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import workers
 from click.testing import CliRunner
 from mlflow.entities import Run
 from test_notebooks import PROJECT_SOURCE, write_notebook
@@ -38,7 +40,7 @@ from mlops_lib.liveness import RUNNER_TAG, describe_runner
 from mlops_lib.notebooks.run import INERT, _exporter, _write_html, connect
 from mlops_lib.notebooks.signature import read_signature
 from mlops_lib.notebooks.sweeps import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, list_combinations
-from mlops_lib.project import Project
+from mlops_lib.project import Project, load_project
 
 PARAMETERS = "alpha: float = 0.5  # strength\nn: int = 1  # how many\nkind: str = 'x'  # a text"
 SCORE = "from mlops_lib import notebooks\nnotebooks.record_result(trials=n, score=alpha * n)"
@@ -278,29 +280,29 @@ def test_the_command_refuses_what_is_no_grid(project: Project, path: Path) -> No
 SLOW = "import time; time.sleep(0.4)"
 # Reads a file behind the library's back: its runs can never be reused by key.
 UNSEEN = "open('beside.txt').read()"
-RUNNER = """
-import sys
-from mlops_lib import notebooks
-from mlops_lib.project import load_project
-notebooks.sweep(load_project(), sys.argv[1], {"n": [1, 2, 3, 4], "alpha": [0.5, 1.0]}, n_jobs=3)
-"""
 
 
-def start_sweep(project: Project, path: Path) -> subprocess.Popen[str]:
+def start_sweep(project: Project, path: Path) -> BaseProcess:
     environment = {
         **os.environ,
         "MLFLOW_TRACKING_URI": project.tracking_uri,
-        "MLOPS_PROJECT": str(path.parent / "project.py"),
+        "MLOPS_PROJECT": f"{path.parent}/project.py",
     }
-    command = [sys.executable, "-c", RUNNER, str(path)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return workers.start(sweep, environment, path)
+
+
+def sweep(environment: dict[str, str], path: Path) -> None:
+    """Run in another process."""
+    os.environ.clear()
+    os.environ.update(environment)
+    notebooks.sweep(load_project(), path, {"n": [1, 2, 3, 4], "alpha": [0.5, 1.0]}, n_jobs=3)
 
 
 def open_trials(project: Project) -> list[Run]:
     return [run for run in all_runs(project) if TRIAL_TAG in run.data.tags and run.info.status == "RUNNING"]
 
 
-def runs_of(project: Project, process: subprocess.Popen[str]) -> list[Run]:
+def runs_of(project: Project, process: BaseProcess) -> list[Run]:
     return [run for run in all_runs(project) if run.data.tags[RUNNER_TAG].split()[2] == str(process.pid)]
 
 
@@ -308,7 +310,7 @@ def wait_for(condition: Any, *, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.1)  # each look asks the store for all runs
 
 
 @pytest.mark.parametrize("cells", [(SLOW, SCORE), (UNSEEN, SLOW, SCORE)], ids=["cacheable", "uncacheable"])
@@ -322,11 +324,11 @@ def test_a_sweep_that_is_killed_again_and_again_runs_each_trial_once(
         n_kills, done = 0, False
         while n_kills < 5 and not done:
             process = start_sweep(project, path)
-            wait_for(lambda p=process: p.poll() is not None or runs_of(project, p))
+            wait_for(lambda p=process: p.exitcode is not None or runs_of(project, p))
             time.sleep(draw.uniform(0, 2.5))
-            ended = process.poll()
+            ended = process.exitcode
             process.kill()
-            process.communicate()
+            process.join()
             assert ended in (None, 0)
             finished = [
                 run for run in all_runs(project) if SWEEP_TAG in run.data.tags and run.info.status == "FINISHED"
@@ -369,9 +371,9 @@ def test_a_sweep_that_is_told_to_stop_marks_its_runs_itself(
     path = write_notebook(folder, "import time\nwhile True:\n    time.sleep(0.1)", parameters=PARAMETERS)
     process = start_sweep(project, path)
     wait_for(lambda: len(open_trials(project)) == 3)
-    process.send_signal(number)
-    process.communicate(timeout=30)
-    assert process.returncode != 0
+    os.kill(process.pid or 0, number)
+    process.join(timeout=30)
+    assert process.exitcode not in (None, 0)
     assert {run.info.status for run in all_runs(project)} == {"KILLED"}
     assert len(all_runs(project)) == 1 + 3, "what had not begun was not begun"
 
@@ -382,8 +384,8 @@ def test_the_same_sweep_in_two_processes_is_refused(project: Project, folder: Pa
     wait_for(lambda: open_trials(project))
     with pytest.raises(SweepRunningError, match="already running"):
         notebooks.sweep(replace_file(project, folder), path, {"n": [1, 2, 3, 4], "alpha": [0.5, 1.0]})
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
+    process.join(timeout=60)
+    assert process.exitcode == 0
 
 
 # --- runs whose process is gone ----------------------------------------------------------------------------------

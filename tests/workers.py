@@ -6,15 +6,20 @@ race is a race of what is tested, not of who imports MLflow first.
 
 from __future__ import annotations
 
+import functools
+import gc
 import multiprocessing
 import os
 import pkgutil
 import signal
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import register_model
 from mlflow.tracking import MlflowClient
 
@@ -24,14 +29,34 @@ from mlops_lib.registry import moves
 
 _barrier: list[Any] = []
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mlops_lib.gates", "mlops_lib.scoring", "mlflow.store.tracking.sqlalchemy_store"])
+PRELOAD = """
+    workers mlops_lib.gates mlops_lib.notebooks.run mlops_lib.scoring mlflow.sklearn alembic.command alembic.config
+    mlflow.store.tracking.sqlalchemy_workspace_store mlflow.store.model_registry.sqlalchemy_store
+    sqlalchemy.dialects.sqlite sqlalchemy.dialects.postgresql.psycopg
+""".split()  # noqa: SIM905 - as a list it would be ten lines
+CONTEXT.set_forkserver_preload(PRELOAD)
+
+
+@functools.cache
+def start_server() -> None:
+    """Start the server that forks, with a path on which it finds this module: each process would import it instead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        forkserver.ensure_running()
 
 
 def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
     """Start a process and return it."""
-    process = CONTEXT.Process(target=function, args=arguments)
+    start_server()
+    process = CONTEXT.Process(target=_begin, args=(function, arguments))
     process.start()
     return process
+
+
+def _begin(function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    gc.freeze()  # what the server imported is shared: a look at it would copy it
+    os.environ.pop("PYTHONPATH", None)
+    function(*arguments)
 
 
 def barrier() -> Any:

@@ -296,7 +296,7 @@ class SqlSource:
             order = ", ".join(sql.quote(connection, key) for key in keys)
             query = sa.text(f"{everything} order by {order}" if keys else everything)
             streamed = connection.execution_options(stream_results=True, yield_per=data.BATCH_ROWS).execute(query)
-            for rows in streamed.partitions():
+            for rows in streamed.partitions(data.BATCH_ROWS):  # SQLite has no server-side cursor and would give one row
                 self._write(names, rows)
         if not self._rows:
             raise EmptyTableError(self.name)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import workers
 from conftest import register_model
+from mlflow.entities.model_registry import ModelVersion
 from stages import aliases
 
 from mlops_lib import registry, store
@@ -20,15 +21,24 @@ GROUPS = ((1, 2, 3, 4), (5, 6, 7, 8))  # versions of even and of odd rounds: non
 
 
 def race(project: Project, number: int) -> list[registry.Entry | Exception]:
-    """Promote once a round; all have read the same head before one of them writes."""
-    barrier, append = workers.barrier(), moves.append
+    """Promote once a round; all have read the same head before one of them writes.
+
+    A process verifies the files of each version once: they stay, and what races are the ledger's entries.
+    """
+    barrier, append, verify = workers.barrier(), moves.append, moves.verify_files
     answers: list[registry.Entry | Exception] = []
+    verified: set[int] = set()
+
+    def verify_once(project: Project, made: ModelVersion, ledger: Any) -> None:
+        if int(made.version) not in verified:
+            verify(project, made, ledger)
+            verified.add(int(made.version))
 
     def append_together(*arguments: Any, **facts: Any) -> registry.Entry:
         barrier.wait(timeout=600)
         return append(*arguments, **facts)
 
-    moves.append = append_together
+    moves.append, moves.verify_files = append_together, verify_once
     for n in range(N_ROUNDS):
         group = GROUPS[n % 2]
         try:
