@@ -29,6 +29,7 @@ RANKS = {
 # Rooms that read the environment, each with its reason.
 ENVIRONMENT_READERS = {
     "project": "the one reader: everything else takes a Project",
+    "cli": "sets how pyarrow allocates, before it is imported",
     "kernels": "JupyterLab and papermill start it without a project, and a fork must get its client's environment",
 }
 
