@@ -14,7 +14,7 @@ from crashes import Died, dying_after, raise_died
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from stages import aliases, standing
+from stages import aliases, force_to_prod, standing
 
 from mlops_lib import data, registry, tracking
 from mlops_lib.errors import MlopsError
@@ -86,10 +86,11 @@ class Model:
         return version in self.digests and version not in needed
 
 
-versions = st.integers(1, 5)
+versions = st.integers(1, 4)
 stages = st.sampled_from(STAGES)
 actors = st.sampled_from(("ada", "bob", "eve"))
-deaths = st.one_of(st.none(), st.none(), st.integers(1, 4))
+forces = st.sampled_from((True, True, False))
+deaths = st.one_of(st.none(), st.none(), st.none(), st.integers(1, 4))
 
 
 class Registry(RuleBasedStateMachine):
@@ -106,8 +107,8 @@ class Registry(RuleBasedStateMachine):
         self.seen: list[tuple[datetime, dict[str, int | None]]] = []
         for entry in registry.history(self.project):
             self.model.digests[entry.version] = entry.digest
-            self.model.move("dev", entry.version)
-        self.sources = [entry.model_id for entry in registry.history(self.project)]
+            self.model.move(entry.stage, entry.version)
+        self.sources = [entry.model_id for entry in registry.history(self.project, "dev")]
 
     before: Project
 
@@ -164,7 +165,7 @@ class Registry(RuleBasedStateMachine):
             registry.log_verdict(self.project, version, verdict)
         self.model.verdicts[version] = (registry.verdict_digest(verdict), passes, self.model.champion)
 
-    @rule(version=versions, stage=stages, actor=actors, force=st.booleans(), dies=deaths)
+    @rule(version=versions, stage=stages, actor=actors, force=forces, dies=deaths)
     def promote(self, version: int, stage: str, actor: str, force: bool, dies: int | None) -> None:
         project = replace(self.project, actor=actor)
         expected = self.model.may_promote(version, stage, actor, force)
@@ -172,7 +173,7 @@ class Registry(RuleBasedStateMachine):
             self.model.promote(version, stage)
             self.remember()
 
-    @rule(stage=stages, to=st.one_of(st.none(), versions), dies=deaths)
+    @rule(stage=stages, to=st.one_of(st.none(), st.none(), versions), dies=deaths)
     def rollback(self, stage: str, to: int | None, dies: int | None) -> None:
         target = self.model.rollback_target(stage, to)
         if self.attempt(lambda: registry.rollback(self.project, stage, to=to, reason="test"), dies, target is not None):
@@ -231,9 +232,11 @@ def test_any_sequence_of_moves_and_crashes_ends_where_the_model_says(
     before = make_project(tmp_path_factory.mktemp("states"), migrated_store)
     copy_store(registered, before)
     register_model(before, C=0.5)
+    for number in (1, 2):
+        force_to_prod(before, number)
     Registry.before = before
     Registry.store = make_project(Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp())), migrated_store)
     quick = settings(
-        max_examples=6, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+        max_examples=8, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
     )
     run_state_machine_as_test(Registry, settings=quick)  # type: ignore[no-untyped-call]
