@@ -606,6 +606,10 @@ def score(
     Example: mlops score data/arrivals/2013-05.parquet scored.parquet --stage prod
     Example: mlops score data/arrivals/2013-05.parquet "scored-{version}.parquet" --stage prod --stage dev
     """
+    import os
+
+    # Read when pyarrow is imported. Its own allocator keeps some 40 MiB of what a batch has freed, and is no faster.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from mlops_lib import scoring
 
     project = _project(ctx)
@@ -856,10 +860,7 @@ def entry() -> None:
     What lives long or handles the server, and everything where the environment says ``MLOPS_WARM=0``, runs here.
     """
     import gc
-    import os
 
-    # Read when pyarrow is imported. Its own allocator keeps some 40 MiB of what a batch has freed, and is no faster.
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     if len(sys.argv) > 1 and not HERE & {*sys.argv}:
         from mlops_lib.kernels.client import run_command
 
