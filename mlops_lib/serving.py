@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -117,10 +117,10 @@ def create_app(release: Release, follower: Follower | None = None) -> FastAPI:
     follower : Follower, optional
     """
     app = FastAPI(title=release.name, docs_url=None, redoc_url=None, openapi_url=None)
-    fixed = None if follower else Served(release)
+    first = follower.served if follower else Served(release)
 
     def now() -> Served:
-        return follower.served if follower else cast(Served, fixed)
+        return follower.served if follower else first
 
     @app.get("/ping")
     @app.get("/health")

@@ -116,6 +116,10 @@ def test_a_store_that_is_away_and_a_stage_that_is_empty_change_nothing(
     assert "127.0.0.1:9" in follower.waiting
     assert capsys.readouterr().err.count("still serving version 1") == 1, "said once, not every ten seconds"
     follower.project = project
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "current", lambda *_: None)
+        follower.look()
+    assert (follower.served.release.version, follower.waiting) == (1, "stage 'prod' is empty")
     follower.look()
     assert follower.waiting == ""
     assert client.get("/ping").text == "OK"
