@@ -610,6 +610,8 @@ def score(
 
     # Read when pyarrow is imported. Its own allocator keeps some 40 MiB of what a batch has freed, and is no faster.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    import skops.io  # noqa: F401 - before MLflow: it looks for names in every module that is there, for half a second
+
     from mlops_lib import scoring
 
     project = _project(ctx)

@@ -59,6 +59,7 @@ def test_rows_never_seen_get_the_pipelines_bits(monkeypatch: pytest.MonkeyPatch,
     model = fit(estimator, target, rows, encoder=encoder, layout=at % 3)
     score = batches.write_batches(model)
     monkeypatch.setattr(batches, "BLOCK_ROWS", 97)
+    monkeypatch.setattr(batches, "MAX_KNOWN", 5)
     later = make_table(500, seed=at + 100, unseen=True)
     later.loc[3:20, "weight"] = [math.inf, -math.inf, 0.0, -0.0, 5e-324, 1e308] * 3
     for table in (rows, later, later.head(1)):
@@ -80,6 +81,46 @@ def test_values_on_a_threshold_and_beside_it_get_the_pipelines_bits() -> None:
     values = np.concatenate([limits, np.nextafter(limits, np.inf), np.nextafter(limits, -np.inf), [np.nan, -0.0]])
     edges = pd.DataFrame({"size": values, "weight": np.resize(rows["weight"], len(values))})
     assert batches.write_batches(model)(edges).tobytes() == model.predict_proba(edges)[:, 1].tobytes()
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        [0.5],
+        [-1e308, 1e308],
+        [1.0, math.nextafter(1.0, 2), 2.0],
+        [0.0, 5e-324],
+        [1.0, 2.0, math.inf],
+        [math.inf],
+        [-math.inf, 0.0],
+        np.arange(0.5, 255).tolist(),
+        np.geomspace(1e-9, 1e9, 200).tolist(),
+        np.unique(np.random.default_rng(0).normal(size=150)).tolist(),
+    ],
+    ids=lambda found: f"{len(found)} from {found[0]:.3g}",
+)
+def test_a_grid_finds_the_place_that_a_binary_search_finds(thresholds: list[float]) -> None:
+    limits = np.array(thresholds)
+    rng = np.random.default_rng(1)
+    values = np.concatenate(
+        [
+            *(limits, np.nextafter(limits, np.inf), np.nextafter(limits, -np.inf), rng.choice(limits, 99) + 0.25),
+            *(rng.normal(size=1000) * 3, rng.uniform(-1, 1, 99) * 1e308, [0.0, -0.0, math.inf, -math.inf, 5e-324]),
+        ]
+    )
+    assert (batches.Grid(limits).place(values) == np.searchsorted(limits, values)).all()
+    assert batches.Grid(limits).place(np.array([math.nan])).tolist() == [len(limits) + 1]
+
+
+def test_features_share_tables_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_table(400, seed=2)[["size", "weight"]]
+    model = fit_numbers(rows)
+    expected = model.predict_proba(rows)[:, 1].tobytes()
+    for name, value, n_tables in (("TABLE_ROWS", 10**6, 1), ("MAX_TABLE_BYTES", 50_000, 2)):
+        monkeypatch.setattr(batches, name, value)
+        boosting = batches.Boosting(model)
+        assert len(boosting._joins) == n_tables
+        assert boosting.predict([rows["size"].to_numpy(), rows["weight"].to_numpy()], len(rows)).tobytes() == expected
 
 
 def fit_numbers(rows: pd.DataFrame) -> Any:
@@ -106,8 +147,7 @@ def test_a_verdict_holds_for_its_versions_and_model() -> None:
 
 
 def break_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = np.searchsorted
-    monkeypatch.setattr(batches.np, "searchsorted", lambda a, v: place(a, v, side="right"))
+    monkeypatch.setattr(batches.np, "greater", np.greater_equal)
 
 
 def break_missing(monkeypatch: pytest.MonkeyPatch) -> None:

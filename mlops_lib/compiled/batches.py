@@ -8,7 +8,9 @@ each feature's value, for a group of trees in one look-up. Sums are made in scik
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,67 @@ from mlops_lib.errors import NotCompilableError
 
 BLOCK_ROWS = 8192  # of these, everything a group of trees touches stays in the processor's cache
 GROUP_BYTES = 32  # numpy copies table rows of up to so many bytes by one instruction
+TABLE_ROWS = 2048  # features of few thresholds share a table of up to so many rows, and so a look-up
 MAX_TABLE_BYTES = 2**25
+GRIDS = (2**6, 2**9, 2**12)
+MAX_KNOWN = 100_000  # encoded categories kept for the next batch
 Floats = npt.NDArray[np.float64]
-# By how many leaves a tree may have: type of a word, floats that hold its single bits, their bits, position and bias
-# of the exponent.
-_WORDS = {32: ("uint32", "float32", "int32", 23, 127), 64: ("uint64", "float64", "int64", 52, 1023)}
+Places = npt.NDArray[np.intp]
+# By how many leaves a tree may have, one less than the bits of a word so that none is a sign: type of a word, floats
+# that hold its single bits, position and bias of the exponent.
+_WORDS = {31: ("int32", "float32", 23, 127), 63: ("int64", "float64", 52, 1023)}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A column of few values: each of them once, and which of them each row has."""
+
+    values: Floats
+    codes: Places
+
+
+class Grid:
+    """Sorted thresholds on a grid so fine that no cell holds two: one comparison finds where a value lies.
+
+    Rounding keeps order: a value is above all thresholds of lower cells and below those of higher ones.
+    """
+
+    def __init__(self, thresholds: Floats) -> None:
+        self._thresholds = thresholds
+        finite = thresholds[np.isfinite(thresholds)]
+        self._is_fine = bool(len(finite)) and finite[0] == thresholds[0]  # nothing is below a threshold of -inf
+        if not self._is_fine:
+            return
+        self._low = finite[0]
+        for n_cells in GRIDS:
+            with np.errstate(all="ignore"):
+                self._scale = (n_cells - 1) / (finite[-1] - self._low)
+            self._last = n_cells - 1
+            cells = self._find_cells(finite)
+            self._is_fine = len(np.unique(cells)) == len(finite)
+            if self._is_fine:
+                break
+        self._limits = np.full(n_cells, np.inf)
+        self._limits[cells] = finite
+        self._before = np.searchsorted(cells, np.arange(n_cells))
+
+    def _find_cells(self, values: Floats) -> Places:
+        with np.errstate(all="ignore"):
+            cells: Floats = np.subtract(values, self._low)
+            np.multiply(cells, self._scale, out=cells)
+        np.fmin(np.fmax(cells, 0, out=cells), self._last, out=cells)  # a missing value too becomes 0
+        return cells.astype(np.intp)
+
+    def place(self, values: Floats) -> Places:
+        """Return how many thresholds are below each value; one more than all of them is the place of a missing one."""
+        if self._is_fine:
+            cells = self._find_cells(values)
+            places = self._before.take(cells)
+            places += np.greater(values, self._limits.take(cells))
+        else:
+            places = np.searchsorted(self._thresholds, values)
+        np.putmask(places, np.isnan(values), len(self._thresholds) + 1)
+        return places
 
 
 class Boosting:
@@ -40,7 +98,7 @@ class Boosting:
     Raises
     ------
     NotCompilableError
-        Several classes, native categories, trees of more than 64 leaves, or tables beyond the processor's caches.
+        Several classes, native categories, trees of more than 63 leaves, or tables beyond the processor's caches.
     """
 
     def __init__(self, model: Any) -> None:
@@ -60,23 +118,47 @@ class Boosting:
         self._thresholds = {f: np.unique(inner["num_threshold"][inner["feature_idx"] == f]) for f in used}
         word = np.dtype(_WORDS[self._n_leaves][0])
         self._width = GROUP_BYTES // word.itemsize
-        size = sum(len(found) + 2 for found in self._thresholds.values()) * word.itemsize * len(trees)
-        if size > MAX_TABLE_BYTES:
+        self._grids = {f: Grid(found) for f, found in self._thresholds.items()}
+        for table_rows in (TABLE_ROWS, 1):
+            self._joins = self._join(table_rows)
+            size = sum(math.prod(map(self._n_places, join)) for join in self._joins) * word.itemsize * len(trees)
+            if size <= MAX_TABLE_BYTES:
+                break
+        else:
             raise NotCompilableError(f"{name} with tables of {size} bytes", f"up to {MAX_TABLE_BYTES} are")
         self._groups = [self._tabulate(trees[i : i + self._width]) for i in range(0, len(trees), self._width)]
 
+    def _n_places(self, f: int) -> int:
+        return len(self._thresholds[f]) + 2
+
+    def _join(self, table_rows: int) -> list[list[int]]:
+        """Return the features that share a table: largest first, each to the first table that has room."""
+        joins: list[list[int]] = []
+        for f in sorted(self._thresholds, key=self._n_places, reverse=True):
+            room = table_rows // self._n_places(f)
+            fitting = (join for join in joins if math.prod(map(self._n_places, join)) <= room)
+            join = next(fitting, None)
+            joins.append([f]) if join is None else join.append(f)
+        return joins
+
     def _tabulate(self, trees: list[Any]) -> tuple[dict[int, Any], Floats, int]:
-        """Return the words of a group of trees by feature and place among its thresholds, and what its leaves add."""
+        """Return the words of a group of trees by table and joint place, and what its leaves add."""
         full, width = 2**self._n_leaves - 1, self._width
         word = _WORDS[self._n_leaves][0]
-        tables = {f: np.full((len(found) + 2, width), full, dtype=word) for f, found in self._thresholds.items()}
+        tables = {f: np.full((self._n_places(f), width), full, dtype=word) for f in self._thresholds}
         leaves = np.zeros((width, self._n_leaves))
         for j, nodes in enumerate(trees):
             values: list[float] = []
             self._clear(nodes, 0, j, tables, values)
             leaves[j, : len(values)] = values
-        used = {f: table for f, table in tables.items() if (table != full).any()}
-        return used, leaves.ravel(), len(trees)
+        joined = {}
+        for number, join in enumerate(self._joins):
+            table = np.full((1, width), full, dtype=word)
+            for f in join:
+                table = (table[:, None] & tables[f]).reshape(-1, width)
+            if (table != full).any():
+                joined[number] = table
+        return joined, leaves.ravel(), len(trees)
 
     def _clear(self, nodes: Any, at: int, j: int, tables: dict[int, Any], values: list[float]) -> int:
         """Clear the bits of the leaves that the nodes below ``at`` rule out; return the bits of all leaves below it."""
@@ -95,42 +177,54 @@ class Boosting:
             column[len(thresholds) + 1] &= keep
         return left | right
 
-    def predict(self, columns: Sequence[Floats]) -> Floats:
-        """Return the positive class's probability, or the prediction, of prepared columns of shape (n_rows,) each."""
-        raw = np.full(len(columns[0]), self._start)
-        for at in range(0, len(raw), BLOCK_ROWS):
+    def predict(self, columns: Sequence[Floats | Spread], n_rows: int) -> Floats:
+        """Return the positive class's probability, or the prediction, of prepared columns."""
+        raw = np.full(n_rows, self._start)
+        spread = [(f, c) for f, c in enumerate(columns) if f in self._grids and isinstance(c, Spread)]
+        known = {f: self._grids[f].place(column.values) for f, column in spread}
+        for at in range(0, n_rows, BLOCK_ROWS):
             block = slice(at, at + BLOCK_ROWS)
-            self._add([column[block] for column in columns], raw[block])
+            self._add([self._place(join, columns, known, block) for join in self._joins], raw[block])
         if isinstance(self._model, HistGradientBoostingClassifier):
             return np.asarray(self._model._loss.predict_proba(raw)[:, 1])
         return np.asarray(self._model._loss.link.inverse(raw))
 
-    def _add(self, columns: Sequence[Floats], raw: Floats) -> None:
+    def _place(
+        self, join: list[int], columns: Sequence[Floats | Spread], known: dict[int, Places], block: slice
+    ) -> Places:
+        """Return each row's place in the table of some features."""
+        joint, *others = (
+            known[f].take(column.codes[block])
+            if isinstance(column := columns[f], Spread)
+            else self._grids[f].place(column[block])
+            for f in join
+        )
+        for f, places in zip(join[1:], others, strict=True):
+            joint *= self._n_places(f)
+            joint += places
+        return joint
+
+    def _add(self, places: Sequence[Places], raw: Floats) -> None:
         """Add each tree's leaf to ``raw``, tree by tree."""
-        places = {f: self._place(f, columns[f]) for f in self._thresholds}
-        word, floats, bits, shift, bias = _WORDS[self._n_leaves]
+        word, floats, shift, bias = _WORDS[self._n_leaves]
         shape = (len(raw), self._width)
         left, other, low = np.empty(shape, word), np.empty(shape, word), np.empty(shape, floats)
         leaf, value = np.empty(shape, np.intp), np.empty(shape)
-        first = np.arange(self._width) * self._n_leaves - bias
+        first = np.tile(np.arange(self._width, dtype=word) * self._n_leaves - bias, (len(raw), 1))
         for tables, leaves, n_trees in self._groups:
             left.fill(2**self._n_leaves - 1)
-            for f, table in tables.items():
-                np.take(table, places[f], axis=0, out=other, mode="clip")
+            for number, table in tables.items():
+                table.take(places[number], axis=0, out=other, mode="clip")
                 np.bitwise_and(left, other, out=left)
             np.negative(left, out=other)
             np.bitwise_and(left, other, out=left)  # the lowest bit alone, a power of two: its exponent is the leaf
             low[...] = left
-            np.add(low.view(bits) >> shift, first, out=leaf)
-            np.take(leaves, leaf, out=value, mode="clip")
+            np.right_shift(low.view(word), shift, out=other)
+            np.add(other, first, out=other)
+            leaf[...] = other
+            leaves.take(leaf, out=value, mode="clip")
             for j in range(n_trees):
                 np.add(raw, value[:, j], out=raw)
-
-    def _place(self, f: int, values: Floats) -> npt.NDArray[np.intp]:
-        """Return where values lie among a feature's thresholds; the last place is that of a missing one."""
-        places = np.searchsorted(self._thresholds[f], values)
-        np.putmask(places, np.isnan(values), len(self._thresholds[f]) + 1)
-        return places
 
 
 def write_batches(model: Any) -> Callable[[pd.DataFrame], Floats]:
@@ -152,11 +246,13 @@ def write_batches(model: Any) -> Callable[[pd.DataFrame], Floats]:
     if earlier and isinstance(earlier[-1], ColumnTransformer):
         *earlier, last = earlier
 
+    encoded: dict[str, dict[tuple[str, object], float]] = {}
+
     def score(rows: pd.DataFrame) -> Floats:
         X: Any = rows
         for step in earlier:
             X = step.transform(X)
-        return boosting.predict(_transform_columns(last, X) if last else _split(X))
+        return boosting.predict(_transform_columns(last, X, encoded) if last else _split(X), len(rows))
 
     return score
 
@@ -166,28 +262,43 @@ def _split(X: Any) -> list[Floats]:
     return list(np.asarray(X.toarray() if hasattr(X, "toarray") else X, dtype=np.float64).T)
 
 
-def _transform_columns(step: ColumnTransformer, rows: pd.DataFrame) -> list[Floats]:
+def _transform_columns(
+    step: ColumnTransformer, rows: pd.DataFrame, encoded: dict[str, dict[tuple[str, object], float]]
+) -> Sequence[Floats | Spread]:
     singles = any(isinstance(chosen, str | int) for _, _, chosen in step.transformers_)  # are handed on as one Series
     if step.transformer_weights or singles or not isinstance(rows, pd.DataFrame):
         return _split(step.transform(rows))
-    parts: list[Floats] = []
+    parts: list[Floats | Spread] = []
     for name, transformer, _ in step.transformers_:
-        part = rows[step.feature_names_in_[step._transformer_to_input_indices[name]]]
-        if transformer == "drop" or part.empty:
+        names = step.feature_names_in_[step._transformer_to_input_indices[name]].tolist()
+        if transformer == "drop" or not names or rows.empty:
             continue
-        if isinstance(transformer, OrdinalEncoder | TargetEncoder):
-            parts += _encode(transformer, part)
+        if transformer == "passthrough":
+            parts += [rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names]
+        elif isinstance(transformer, OrdinalEncoder | TargetEncoder):
+            parts += _encode(transformer, {name: rows[name] for name in names}, encoded.setdefault(name, {}))
         else:
-            parts += _split(part if transformer == "passthrough" else transformer.transform(part))
+            parts += _split(transformer.transform(rows[names]))
     return parts
 
 
-def _encode(encoder: Any, part: pd.DataFrame) -> list[Floats]:
-    """Encode each category that is there once, and spread the result."""
-    found = [pd.factorize(part[name], use_na_sentinel=False) for name in part]
-    longest = max(len(known) for _, known in found)
-    few = {name: known.take(np.arange(longest) % len(known)) for name, (_, known) in zip(part, found, strict=True)}
-    table = _split(encoder.transform(pd.DataFrame(few)))
-    if len(table) != len(found):
-        return _split(encoder.transform(part))  # several columns for one category
-    return [column[codes] for column, (codes, _) in zip(table, found, strict=True)]
+def _encode(
+    encoder: Any, part: dict[str, pd.Series[Any]], known: dict[tuple[str, object], float]
+) -> Sequence[Floats | Spread]:
+    """Encode each category that was never there before, all that are there once, and spread the result."""
+    found = {name: pd.factorize(column, use_na_sentinel=False) for name, column in part.items()}
+    wanted = {name: [(name, category) for category in categories.tolist()] for name, (_, categories) in found.items()}
+    if any(key not in known for keys in wanted.values() for key in keys):
+        longest = max(map(len, wanted.values()))
+        few = {name: kinds.take(np.arange(longest) % len(kinds)) for name, (_, kinds) in found.items()}
+        table = _split(encoder.transform(pd.DataFrame(few)))
+        if len(table) != len(found):
+            return _split(encoder.transform(pd.DataFrame(part)))  # several columns for one category
+        if len(known) > MAX_KNOWN:
+            known.clear()
+        for keys, column in zip(wanted.values(), table, strict=True):
+            known.update(zip(keys, column.tolist(), strict=False))
+    return [
+        Spread(np.array([known[key] for key in wanted[name]], dtype=np.float64), codes)
+        for name, (codes, _) in found.items()
+    ]

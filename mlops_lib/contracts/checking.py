@@ -30,6 +30,7 @@ Sizes = npt.NDArray[np.int64]
 _SCALE_QUANTILE = 0.9  # the upper decile of |x| moves far less with the season than the median, near zero above all
 _SCALE_MIN_VALUES = 30  # fewer nonzero values say nothing about units
 _SIZE_SHIFT = 47  # keeps 11 bits of exponent and 5 of mantissa: sizes are counted in steps of 3 %
+_INFINITE = 0x7FF << 5  # the first size that is no finite number's
 _N_EXAMPLES = 5
 
 
@@ -75,17 +76,28 @@ class _Violation:
     text: str
     values: pd.Series[Any] | pd.DataFrame | None = None
 
-    def describe(self, position: int) -> str:
-        """Tell what is wrong with one row, its value first where there is one."""
+    def describe(self) -> Iterator[tuple[int, str]]:
+        """Yield each row's position and what is wrong with it, its value first where there is one."""
+        at = np.flatnonzero(self.mask)
         if self.values is None:
-            return self.text
-        try:
-            value: Any = self.values.iloc[position]
-        except (OverflowError, ValueError):  # a time that Arrow can hold and Python cannot
-            return f"{self.rule.rpartition('.')[0]} is out of bounds, {self.text}"
-        items = value.tolist() if isinstance(self.values, pd.DataFrame) else [value]
-        shown = ", ".join(reprlib.repr(item.item() if isinstance(item, np.generic) else item) for item in items)
-        return f"{self.rule.rpartition('.')[0]} is {shown}, {self.text}"
+            yield from ((position, self.text) for position in at.tolist())
+            return
+        table = self.values if isinstance(self.values, pd.DataFrame) else self.values.to_frame()
+        columns = [_list_values(table.iloc[at, number]) for number in range(table.shape[1])]
+        name = self.rule.rpartition(".")[0]
+        for position, *items in zip(at.tolist(), *columns, strict=True):
+            yield position, f"{name} is {', '.join(items)}, {self.text}"
+
+
+def _list_values(values: pd.Series[Any]) -> list[str]:
+    """Return values as people read them."""
+    try:
+        found = values.tolist()
+    except (OverflowError, ValueError):  # a time that Arrow can hold and Python cannot
+        if len(values) == 1:
+            return ["out of bounds"]
+        return [text for at in range(len(values)) for text in _list_values(values.iloc[[at]])]
+    return [reprlib.repr(item.item() if isinstance(item, np.generic) else item) for item in found]
 
 
 def split_batch(contract: Contract, batch: pa.RecordBatch | pa.Table) -> Split:
@@ -120,18 +132,25 @@ def split_rows(contract: Contract, frame: pd.DataFrame, *, source: Source = "tab
         A column is missing or there twice: no row can be judged.
     """
     raise_for_columns((*contract.keys, *contract.features), frame)
-    cells = {column.name: read_cells(frame[column.name], column.kind, source) for column in contract.columns}
+    series = {column.name: frame[column.name] for column in contract.columns}
+    cells = {column.name: read_cells(series[column.name], column.kind, source) for column in contract.columns}
     keys = read_key_cells(contract, frame, source)
-    found = _find_violations(contract, frame, cells, keys, source)
+    found = list(find_key_violations(contract, frame, keys, source))
+    if source == "csv" and (header := _find_header(frame)).any():
+        found.insert(0, _Violation("header.repeated", header, "the header stands here again"))
+    for column in contract.columns:
+        found += _column_violations(column, series[column.name], cells[column.name], source)
+    found += [_Violation(rule.name, find_broken(rule, cells), f"not {rule.expression}") for rule in contract.rules]
+    found = [violation for violation in found if violation.mask.any()]
     violations = [violation for violation in found if contract.policy(violation.rule) != "warn"]
     keep = np.ones(len(frame), dtype=bool)
     rules: dict[int, str] = {}
     reasons: dict[int, list[str]] = {}
     for violation in violations:
         keep &= ~violation.mask
-        for position in np.flatnonzero(violation.mask).tolist():
+        for position, reason in violation.describe():
             rules.setdefault(position, violation.rule)
-            reasons.setdefault(position, []).append(violation.describe(position))
+            reasons.setdefault(position, []).append(reason)
     at = np.flatnonzero(~keep).tolist()
     bad = frame.iloc[at].assign(
         rule=pd.Series([rules[position] for position in at], dtype="str").array,
@@ -155,18 +174,6 @@ def read_keys(contract: Contract, batch: pa.RecordBatch | pa.Table) -> pd.DataFr
     for found in cells.values():
         lost |= found.null | found.bad
     return _build_good(contract, frame, {}, cells, ~lost)
-
-
-def _find_violations(
-    contract: Contract, frame: pd.DataFrame, cells: Mapping[str, Cells], keys: Mapping[str, Cells], source: Source
-) -> list[_Violation]:
-    found = list(find_key_violations(contract, frame, keys, source))
-    if source == "csv" and (header := _find_header(frame)).any():
-        found.insert(0, _Violation("header.repeated", header, "the header stands here again"))
-    for column in contract.columns:
-        found += _column_violations(column, frame[column.name], cells[column.name], source)
-    found += [_Violation(rule.name, find_broken(rule, cells), f"not {rule.expression}") for rule in contract.rules]
-    return [violation for violation in found if violation.mask.any()]
 
 
 def _find_header(frame: pd.DataFrame) -> Mask:
@@ -209,7 +216,7 @@ def _find_duplicated(table: pd.DataFrame) -> Mask:
 
 
 def _column_violations(column: Column, series: pd.Series[Any], cells: Cells, source: Source) -> Iterator[_Violation]:
-    name, known = column.name, ~(cells.null | cells.bad)
+    name = column.name
     if not column.nullable:
         article = "an" if column.kind == "integer" else "a"
         yield _Violation(f"{name}.null", cells.null, f"{name} is null, needs {article} {column.kind}")
@@ -218,7 +225,9 @@ def _column_violations(column: Column, series: pd.Series[Any], cells: Cells, sou
         yield _Violation(f"{name}.finite", np.isinf(cells.values), "needs a finite number", series)
     if column.kind in ("number", "integer"):
         low, high = column.ends
-        outside = known & np.isfinite(cells.values) & ((cells.values < low) | (cells.values > high))
+        outside = (cells.values < low) | (cells.values > high)
+        if outside.any():  # in most batches nothing is
+            outside &= np.isfinite(cells.values) & ~(cells.null | cells.bad)
         yield _Violation(f"{name}.range", outside, f"needs {column.range}", series)
     if column.categories is not None:
         needs = f"needs one of {listed(column.categories, limit=5)}"
@@ -407,9 +416,11 @@ def _scale_row(column: Column, learnt: float, scale: float | None) -> Row:
 
 def count_sizes(cells: Cells) -> Sizes:
     """Count the nonzero finite values of each size; a size is the first bits of the absolute value as float64."""
-    sizes = np.abs(cells.values.astype("float64"))
-    sizes = sizes[(sizes > 0) & (sizes < math.inf) & ~cells.null & ~cells.bad]
-    return np.bincount((sizes.view("int64") >> _SIZE_SHIFT).astype("intp"))
+    kept = cells.values[~cells.bad] if cells.bad.any() else cells.values  # what stands for a null is 0 or no number
+    magnitudes = np.abs(kept.astype("float64"))
+    counts = np.bincount((magnitudes.view("int64") >> _SIZE_SHIFT).astype("intp", copy=False), minlength=1)
+    counts[0] -= np.count_nonzero(magnitudes == 0)
+    return counts[:_INFINITE]
 
 
 def _sum_sizes(one: Mapping[str, Sizes], other: Mapping[str, Sizes], name: str) -> Sizes:

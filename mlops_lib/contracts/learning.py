@@ -58,9 +58,9 @@ def infer_contract(
         columns, tuple(keys), n_rows=len(frame), key_kinds={key: kind for key, kind in kinds.items() if kind}
     )
     for violation in find_key_violations(contract, frame, read_key_cells(contract, frame)):
-        positions = np.flatnonzero(violation.mask).tolist()
-        if positions:
-            where = f"in {len(positions)} of {len(frame)} rows; in the first {violation.describe(positions[0])}"
+        _, first = next(violation.describe(), (None, ""))
+        if first:
+            where = f"in {violation.mask.sum()} of {len(frame)} rows; in the first {first}"
             raise ContractInferenceError(f"key {listed(keys)}", f"does not identify a row {where}")
     return contract
 

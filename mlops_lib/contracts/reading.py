@@ -93,11 +93,12 @@ def _decode(series: pd.Series[Any]) -> pd.Series[Any]:
 
 def _read_typed(series: pd.Series[Any], dtype: Any, kind: str) -> Cells | None:  # noqa: PLR0911 - one for each type
     """Read a column whose type settles what its values are; None where it does not."""
-    null, none = series.isna().to_numpy(), np.zeros(len(series), dtype=bool)
+    none = np.zeros(len(series), dtype=bool)
+    if kind in ("number", "integer") and dtype.kind == "f" and dtype.itemsize <= 8:
+        numbers = series.to_numpy(dtype="float64", na_value=np.nan)
+        return Cells(numbers, np.isnan(numbers), none) if kind == "number" else _round_whole(numbers)
+    null = series.isna().to_numpy()
     match kind, dtype.kind:
-        case "number" | "integer", "f" if dtype.itemsize <= 8:
-            numbers = series.to_numpy(dtype="float64", na_value=np.nan)
-            return Cells(numbers, np.isnan(numbers), none) if kind == "number" else _round_whole(numbers)
         case "number" | "integer", "i" | "u":
             whole = series.to_numpy(dtype="uint64" if dtype.kind == "u" else "int64", na_value=0)
             if kind == "integer":

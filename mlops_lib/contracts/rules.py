@@ -87,8 +87,8 @@ def find_broken(rule: Rule, cells: Mapping[str, Cells]) -> Mask:
     operands = [end for node in nodes if isinstance(node, ast.BinOp) for end in (node.left, node.right)]
     if not all(_is_number(operand, cells) for operand in operands):  # a text times a billion would fill the memory
         raise ValueError("it calculates with what is no number or time")
-    table = pd.DataFrame({name: cells[name].values for name in names})
-    kept: Any = table.eval(rule.expression, engine="python")
+    columns = {name: pd.Series(cells[name].values, copy=False) for name in names}
+    kept: Any = pd.eval(rule.expression, engine="python", resolvers=[columns], local_dict={}, global_dict={})
     if not (isinstance(kept, pd.Series) and kept.dtype.kind == "b"):
         raise TypeError("its value is not true or false")
     known = ~np.any([cells[name].null | cells[name].bad for name in names], axis=0)

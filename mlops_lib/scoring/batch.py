@@ -30,7 +30,7 @@ from mlops_lib.scoring.sources import Source, open_source, split_address
 
 Progress = Callable[[int, int | None], None]
 MAX_WORKERS = 4  # each holds a batch: more would need more memory, and the reader could not feed them
-TRIM_BATCHES = 2  # after so many, memory that was freed goes back to the system: some 50 MiB, for 0.3 s a million rows
+TRIM_BATCHES = 8  # after so many, memory that was freed goes back to the system
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc has it
 
 
@@ -204,7 +204,8 @@ def _score(
         digests = [job.scorer.contract.digest for job in jobs]
         return [job.scorer.score(batch, split[d], repeated[d]) for job, d in zip(jobs, digests, strict=True)]
 
-    for n_batches, results in enumerate(_in_threads(work, _read(source, None, rows))):
+    n_workers = 1 if all(job.scorer.is_compiled for job in jobs) else min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    for n_batches, results in enumerate(_in_threads(work, _read(source, None, rows), n_workers)):
         for job, scored in zip(jobs, results, strict=True):
             job.take(scored)
         if n_batches % TRIM_BATCHES == 0:
@@ -218,14 +219,13 @@ def _score(
 
 
 def _in_threads(
-    work: Callable[[pa.RecordBatch], list[Scored]], batches: Iterator[pa.RecordBatch]
+    work: Callable[[pa.RecordBatch], list[Scored]], batches: Iterator[pa.RecordBatch], n_workers: int
 ) -> Iterator[list[Scored]]:
-    """Yield results in the order of the batches, a few of them ahead.
+    """Yield results in the order of the batches, a few of them ahead, while others are read and written.
 
-    One thread a core, each with one OpenMP thread: reading strings, checking and predicting all run side by side, and
-    not only the trees; two OpenMP teams at once would wait for one another.
+    Each thread has one OpenMP thread, as two OpenMP teams at once would wait for one another. What is compiled takes
+    many short steps in numpy: two threads of it would wait for the interpreter, and gain nothing.
     """
-    n_workers = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
     pending: deque[Future[list[Scored]]] = deque()
     pool = ThreadPoolExecutor(n_workers, initializer=threadpool_limits, initargs=(1, "openmp"))
     try:

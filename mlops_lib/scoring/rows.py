@@ -55,9 +55,18 @@ class Scorer:
     verdict: Mapping[str, Any] = field(default_factory=dict)  # on the model's exact scorers
 
     @cached_property
+    def _compiled(self) -> Callable[[pd.DataFrame], Any] | None:
+        return compiled.batches_for(self.model, self.verdict)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether rows are scored by what is faster than the model's own pipeline, and has the same bits."""
+        return self._compiled is not None
+
+    @cached_property
     def predict(self) -> Callable[[pd.DataFrame], Any]:
-        """What scores many rows: the model's own pipeline, or what is faster and has the same bits."""
-        return compiled.batches_for(self.model, self.verdict) or integrity.scorer(self.model)
+        """What scores many rows."""
+        return self._compiled or integrity.scorer(self.model)
 
     def score(self, batch: pa.RecordBatch, split: contracts.Split, repeated: pd.DataFrame) -> Scored:
         """Score the rows of a split batch, except those whose key comes again in another batch.
