@@ -43,7 +43,7 @@ from mlops_lib.errors import (
     WriteRefusedError,
 )
 
-BATCH_ROWS = 49_152
+BATCH_ROWS = 57_344
 # With checksums: without them, changed bytes in a page of numbers are read as other numbers.
 PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 

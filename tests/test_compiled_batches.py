@@ -186,7 +186,9 @@ def test_what_has_no_faster_way_is_named() -> None:
     large = HistGradientBoostingRegressor(max_leaf_nodes=None, min_samples_leaf=1).fit(numbers, targets["number"])
     several = HistGradientBoostingClassifier(max_iter=2).fit(numbers, targets["three"])
     forest = RandomForestClassifier(2).fit(numbers, targets["two"])
-    for model, words in ((named, "native"), (large, "leaves"), (several, "several classes"), (forest, "Forest")):
+    constant = HistGradientBoostingRegressor().fit(numbers.fillna(0) * 0, targets["number"])
+    refused = {"native": named, "leaves": large, "several classes": several, "Forest": forest, "a split": constant}
+    for words, model in refused.items():
         with pytest.raises(NotCompilableError, match=words):
             batches.write_batches(model)
     assert not compiled.prove(large, numbers).get("batches")

@@ -98,7 +98,7 @@ class Boosting:
     Raises
     ------
     NotCompilableError
-        Several classes, native categories, trees of more than 63 leaves, or tables beyond the processor's caches.
+        Several classes, native categories, trees without a split or of more than 63 leaves, or tables too large.
     """
 
     def __init__(self, model: Any) -> None:
@@ -115,6 +115,8 @@ class Boosting:
         self._model, self._start = model, float(np.ravel(model._baseline_prediction)[0])
         inner = np.concatenate([nodes[nodes["is_leaf"] == 0] for nodes in trees])
         used = np.unique(inner["feature_idx"]).tolist()
+        if not used:
+            raise NotCompilableError(f"{name} without a split", "trees are")
         self._thresholds = {f: np.unique(inner["num_threshold"][inner["feature_idx"] == f]) for f in used}
         word = np.dtype(_WORDS[self._n_leaves][0])
         self._width = GROUP_BYTES // word.itemsize
@@ -156,7 +158,7 @@ class Boosting:
             table = np.full((1, width), full, dtype=word)
             for f in join:
                 table = (table[:, None] & tables[f]).reshape(-1, width)
-            if (table != full).any():
+            if number == 0 or (table != full).any():
                 joined[number] = table
         return joined, leaves.ravel(), len(trees)
 
@@ -212,10 +214,10 @@ class Boosting:
         leaf, value = np.empty(shape, np.intp), np.empty(shape)
         first = np.tile(np.arange(self._width, dtype=word) * self._n_leaves - bias, (len(raw), 1))
         for tables, leaves, n_trees in self._groups:
-            left.fill(2**self._n_leaves - 1)
-            for number, table in tables.items():
-                table.take(places[number], axis=0, out=other, mode="clip")
-                np.bitwise_and(left, other, out=left)
+            for n_before, (number, table) in enumerate(tables.items()):
+                table.take(places[number], axis=0, out=other if n_before else left, mode="clip")
+                if n_before:
+                    np.bitwise_and(left, other, out=left)
             np.negative(left, out=other)
             np.bitwise_and(left, other, out=left)  # the lowest bit alone, a power of two: its exponent is the leaf
             low[...] = left
