@@ -2,28 +2,29 @@
 
 The real flights of a year, tiled to as many rows as asked, keys unique; a histogram gradient boosting of 100 trees on
 16 columns. Every way is a fresh process from start to exit and takes its turn round by round, so that a machine that is
-busy for a while is busy for all. Peak memory is the sum of the resident sets of the process and its children, sampled
-every 50 ms. No thread count is set: each way uses the cores as it does by default.
+busy for a while is busy for all; once more, ours finds its warm server, as every command after the first one does.
+Peak memory is what the process and its children hold, and then our server too, pages that several of them share counted
+once (PSS), sampled ten times a second. No thread count is set: each way uses the cores as it does by default.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import contextlib
 import importlib.util
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import benchmark
 import mlflow
 import numpy as np
 import pandas as pd
@@ -38,7 +39,6 @@ from sklearn.preprocessing import OrdinalEncoder
 from mlops_lib import contracts, data, integrity, registry, tracking
 from mlops_lib.project import Project, load_project
 
-ROOT = Path(__file__).resolve().parent.parent
 MLOPS = Path(sys.executable).with_name("mlops")
 PACKAGES = ("mlflow", "scikit-learn", "pandas", "numpy", "pyarrow", "pyspark")
 ONE_ROW_CALLS = 300
@@ -78,6 +78,7 @@ class Bench:
     project: Project = field(init=False)
     uri: str = field(init=False)
     env: dict[str, str] = field(init=False)
+    servers: list[int] = field(default_factory=list)  # of warm kernels
 
     def __post_init__(self) -> None:
         store = f"sqlite:///{self.folder / 'mlflow.db'}"
@@ -87,7 +88,8 @@ class Bench:
             "MLFLOW_TRACKING_URI": store,
             "MLOPS_PROJECT": str(self.project.file),
             "PYTHONWARNINGS": "ignore",
-            "MLOPS_WARM": "0",  # a fork of the warm server would be nobody's child, and its memory not counted
+            "MLOPS_RUNTIME_DIR": str(self.folder / "k"),
+            "MLOPS_WARM": "0",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         }
         register_model(self.project)
@@ -98,32 +100,43 @@ class Bench:
 
     def run(self, command: list[str]) -> tuple[float, float]:
         """Return seconds and peak MiB of a command; one that fails stops the benchmark with what it said."""
-        started, peak = time.perf_counter(), 0
         with tempfile.TemporaryFile("w+") as said:
+            started, peak = time.perf_counter(), 0
             process = subprocess.Popen(command, env=self.env, cwd=self.folder, stdout=said, stderr=said)
-            watched = psutil.Process(process.pid)
+            watched = [psutil.Process(process.pid), *map(psutil.Process, self.servers)]
             while process.poll() is None:
-                peak = max(peak, resident(watched))
-                time.sleep(0.05)
+                peak = max(peak, held(watched))
+                time.sleep(0.1)
             seconds = time.perf_counter() - started
             if process.returncode:
                 said.seek(0)
                 sys.exit(f"{command[:3]} failed:\n{said.read()[-3000:]}")
         return seconds, peak / 2**20
 
-
-def resident(process: psutil.Process) -> int:
-    """Sum the resident sets of a process and its children, those that are gone by now left out."""
-    total = 0
-    try:
-        family = [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return 0
-    for member in family:
+    @contextlib.contextmanager
+    def warm(self) -> Iterator[None]:
+        """Let commands find a server that has done its imports."""
+        cold, self.env = self.env, {name: value for name, value in self.env.items() if name != "MLOPS_WARM"}
+        call = partial(subprocess.run, env=self.env, check=True, stdout=subprocess.PIPE)
         try:
-            total += member.memory_info().rss
-        except psutil.Error:
-            continue
+            call([sys.executable, "-c", "from mlops_lib import kernels; kernels.prepare().join()"])
+            pids = "from mlops_lib import kernels; print(*[server['pid'] for server in kernels.status()])"
+            found = call([sys.executable, "-c", pids])
+            self.servers = [int(pid) for pid in found.stdout.split()]
+            yield
+        finally:
+            call([sys.executable, "-c", "from mlops_lib import kernels; kernels.stop()"])
+            self.env, self.servers = cold, []
+
+
+def held(processes: Iterable[psutil.Process]) -> int:
+    """Sum the memory of processes and their children, those that are gone by now left out."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            for member in [process, *process.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    total += member.memory_full_info().pss
     return total
 
 
@@ -147,6 +160,7 @@ HAS_SPARK = importlib.util.find_spec("pyspark") is not None
 Way = Callable[[Bench, Path, Path], list[str]]
 WAYS: dict[str, tuple[Way, int]] = {  # the way, and the most rows it is tried with
     "`mlops score`": (score_ours, 10**9),
+    "`mlops score`, warm": (score_ours, 10**9),
     "`pyfunc.predict` in chunks of 100,000 rows": (lambda b, s, o: b.python(PYFUNC, s, o), 10**9),
     "pipeline, all in memory": (lambda b, s, o: b.python(MEMORY, s, o), 5 * 10**6),
     "`mlflow models predict`, CSV to JSON": (predict_csv, 300_000),
@@ -154,7 +168,7 @@ WAYS: dict[str, tuple[Way, int]] = {  # the way, and the most rows it is tried w
 if HAS_SPARK:
     WAYS["`mlops score --on spark`, local[2]"] = (score_spark, 10**9)
     WAYS["`mlflow.pyfunc.spark_udf`, local[2]"] = (lambda b, s, o: b.python(SPARK, s, o), 5 * 10**6)
-OURS, PYFUNC_NAME = list(WAYS)[:2]
+OURS, WARM = list(WAYS)[:2]
 
 
 def register_model(project: Project) -> None:
@@ -203,7 +217,8 @@ def measure_files(bench: Bench, sizes: Iterable[int], n_rounds: int, ways: list[
                 if n_rows > most:
                     continue
                 command = way(bench, source, bench.folder / "scored.parquet")
-                seconds, peak = bench.run(command)
+                with bench.warm() if name == WARM else contextlib.nullcontext():
+                    seconds, peak = bench.run(command)
                 found.append((n_rows, number + 1, name, seconds, peak))
                 for old in bench.folder.glob("scored*"):
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -232,8 +247,8 @@ def measure_one_row(bench: Bench) -> dict[str, float]:
     return {name: statistics.median(values) * 1e6 for name, values in taken.items()}
 
 
-def render(runs: pd.DataFrame, one_row: dict[str, float], loads: list[float], arguments: str) -> str:
-    """Return the report."""
+def render(runs: pd.DataFrame, one_row: dict[str, float], loads: list[float]) -> list[str]:
+    """Return the report's lines."""
     lines: list[str] = []
     for n_rows, table in runs.groupby("rows"):
         medians = table.groupby("way", sort=False)["s"].median()
@@ -248,24 +263,23 @@ def render(runs: pd.DataFrame, one_row: dict[str, float], loads: list[float], ar
             )
     lines += ["", "## One row, in process", "", "| way | median µs |", "|---|---:|"]
     lines += [f"| {name} | {value:,.0f} |" for name, value in one_row.items()]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    have = [name for name in PACKAGES if name != "pyspark" or HAS_SPARK]
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in have)
+    packages = [name for name in PACKAGES if name != "pyspark" or HAS_SPARK]
     head = [
         "# Batches of flights, Parquet to Parquet",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, `ci/bench scoring{arguments}`, ways interleaved.",
-        f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GB, {platform.system()}, Python "
-        f"{platform.python_version()}; load before and after {', '.join(f'{load:.1f}' for load in loads)}.",
-        f"{versions}. Thread counts as each way chooses them.",
+        f"{benchmark.TODAY}, {benchmark.describe_command('scoring')}, ways interleaved.",
+        f"{benchmark.describe_machine()}; load before and after {', '.join(f'{load:.1f}' for load in loads)}.",
+        f"{benchmark.describe_versions(packages)}. Thread counts as each way chooses them.",
         "",
-        "Each way is a fresh process from start to exit; memory is that of the process and its children. Ours checks",
-        "every row against the contract and every key in the whole table, writes ids, version, digest and time on each",
-        "row, and a manifest with digests of input and output; the others write one number a row.",
+        "Each way is a fresh process from start to exit; *warm* finds the server of warm kernels running, as every",
+        "command after the first one does, and is a fork of it. Memory (PSS) is that of the process and its children,",
+        "and for *warm* of the server too, shared pages counted once. Ours checks every row against the contract and",
+        "every key in the whole table, writes ids, version, digest and time on each row, and a manifest with digests",
+        "of input and output; the others write one number a row.",
     ]
     if not HAS_SPARK:
         head += ["", "Spark is not installed here (`ci/setup-spark`), so its rows are missing."]
-    return "\n".join([*head, *lines]) + "\n"
+    return [*head, *lines]
 
 
 def main() -> None:
@@ -276,7 +290,6 @@ def main() -> None:
     parser.add_argument("--ways", type=int, nargs="+", help=f"numbers of ways: {dict(enumerate(WAYS))}")
     parser.add_argument("--try", dest="is_try", action="store_true", help="print, and write no report")
     options = parser.parse_args()
-    arguments = "".join(f" {argument}" for argument in sys.argv[1:])
     ways = [list(WAYS)[number] for number in options.ways] if options.ways else list(WAYS)
     loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory(prefix="b-") as folder:
@@ -284,11 +297,11 @@ def main() -> None:
         runs = measure_files(bench, options.rows, options.rounds, ways)
         one_row = measure_one_row(bench)
     loads.append(os.getloadavg()[0])
-    text = render(runs, one_row, loads, arguments)
-    if not options.is_try:
-        path = ROOT / "benchmarks" / f"{datetime.now(UTC):%Y-%m-%d}-scoring.md"
-        path.write_text(text, encoding="utf-8")
-    print(text, end="")
+    lines = render(runs, one_row, loads)
+    if options.is_try:
+        print("\n".join(lines))
+    else:
+        benchmark.write_report("scoring", lines)
 
 
 if __name__ == "__main__":

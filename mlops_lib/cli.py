@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlops_lib.registry import Entry
 
 NO = 3  # it worked and the answer is no
-HERE = {"lab", "ui", "serve", "kernels", "--help", "-h", "--version"}  # words of what no warm server is asked for
+HERE = {"lab", "ui", "serve", "kernels", "--help", "-h"}  # words of what no warm server is asked for
 
 
 class Commands(click.Group):
@@ -863,7 +863,7 @@ def entry() -> None:
     """
     import gc
 
-    if len(sys.argv) > 1 and not HERE & {*sys.argv}:
+    if sys.argv[1:] not in ([], ["--version"]) and not HERE & {*sys.argv}:
         from mlops_lib.kernels.client import run_command
 
         try:

@@ -397,6 +397,10 @@ def test_help_and_what_handles_the_server_run_in_the_callers_process(
     assert not environ.exists()
 
 
+def test_a_version_that_is_asked_for_is_no_reason_to_run_in_the_callers_process(light: int, tool: Path) -> None:
+    assert run([*command(tool, "print(IS_WARM)"), "score", "--version", "1"]).stdout == "True\n"
+
+
 def test_a_server_that_does_not_answer_in_time_never_runs_what_ran_here(
     light: int, tool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
