@@ -43,7 +43,7 @@ from mlops_lib.errors import (
     WriteRefusedError,
 )
 
-BATCH_ROWS = 57_344
+BATCH_ROWS = 65_536
 # With checksums: without them, changed bytes in a page of numbers are read as other numbers.
 PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
@@ -162,7 +162,7 @@ def read_batches(
     path = Path(path)
     n_rows = 0
     with _explained(path):
-        reads.note("file", str(path.resolve()), fingerprint_file(path))
+        reads.note("file", str(path.resolve()), lambda: fingerprint_file(path))
         for batch in _batches(path, columns, batch_rows):
             if batch.num_rows:
                 n_rows += batch.num_rows

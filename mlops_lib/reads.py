@@ -67,9 +67,12 @@ def start(log: str, ignored: Sequence[str] = (), hosts: Sequence[str] = ()) -> N
 
 
 def note(kind: str, name: str, content: object) -> None:
-    """Note that something was read: a file with its fingerprint, a stage with its version, a ledger with its head."""
+    """Note that something was read: a file with its fingerprint, a stage with its version, a ledger with its head.
+
+    Content that is a function is asked for only if there is a record.
+    """
     if _log:
-        _write({"kind": kind, "name": name, "content": content})
+        _write({"kind": kind, "name": name, "content": content() if callable(content) else content})
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import math
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,7 @@ from mlops_lib.project import Project
 from mlops_lib.registry import Release
 
 LOOK_S = 10.0  # how often the service asks what its stage has
+MAX_PAUSE_S = 600.0  # how long a version that was refused is left alone at most
 FORMS = ("dataframe_records", "dataframe_split", "inputs", "instances")
 
 
@@ -67,17 +69,27 @@ class Follower:
     def __init__(self, project: Project, stage: str, release: Release) -> None:
         self.project, self.stage, self.served = project, stage, Served(release)
         self.waiting = ""  # why the stage's version is not served
+        self._refused: int | None = None
+        self._pause_s = self._again_at = 0.0
 
     def look(self) -> None:
-        """Serve what the stage has by now, if it is another version, verified, and takes the rows that callers send."""
-        said = self.waiting
+        """Serve what the stage has by now, if it is another version, verified, and takes the rows that callers send.
+
+        A version that was refused is loaded again at the next look, and then ever less often: its files may be mended.
+        """
+        said, version = self.waiting, None
         try:
             version = registry.current(self.project, self.stage)
+            if version == self._refused is not None and time.monotonic() < self._again_at:
+                return
             if version not in (None, self.served.release.version):
                 self.served = self._prepare(registry.load_model(self.project, self.stage))
             self.waiting = "" if version is not None else f"stage '{self.stage}' is empty"
+            self._refused, self._pause_s = None, 0.0
         except Exception as error:  # noqa: BLE001 - no fault of another version may stop this one
             self.waiting = str(error) or type(error).__name__
+            self._again_at = time.monotonic() + self._pause_s
+            self._refused, self._pause_s = version, min(2 * self._pause_s + LOOK_S, MAX_PAUSE_S)
         if self.waiting not in ("", said):
             print(f"still serving version {self.served.release.version}: {self.waiting}", file=sys.stderr, flush=True)
 

@@ -30,7 +30,7 @@ from mlops_lib.scoring.sources import Source, open_source, split_address
 
 Progress = Callable[[int, int | None], None]
 MAX_WORKERS = 4  # each holds a batch: more would need more memory, and the reader could not feed them
-TRIM_BATCHES = 4  # after so many, memory that was freed goes back to the system
+TRIM_BATCHES = 8  # after so many, memory that was freed goes back to the system
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc has it
 
 

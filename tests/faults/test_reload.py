@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +109,31 @@ def test_a_version_that_takes_other_rows_is_not_served_to_the_same_callers(
     assert (follower.served.release.version, follower.waiting) == (2, "")
 
 
+def test_a_refused_version_is_loaded_ever_less_often(
+    project: Project, follower: serving.Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, loads = [1000.0], []
+
+    def refuse(*_: Any) -> Release:
+        loads.append(now[0] - 1000)
+        raise OSError("no such file")
+
+    force_to_prod(project, 2)
+    monkeypatch.setattr(serving.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(registry, "load_model", refuse)
+    for _ in range(400):
+        follower.look()
+        now[0] += serving.LOOK_S
+    assert loads[:6] == [0, 10, 20, 50, 120, 270]
+    assert max(b - a for a, b in itertools.pairwise(loads)) == serving.MAX_PAUSE_S
+    assert follower.waiting == "no such file"
+    monkeypatch.undo()
+    clone(project, 1)
+    force_to_prod(project, 3)
+    follower.look()
+    assert (follower.served.release.version, follower.waiting) == (3, ""), "another version waits for nothing"
+
+
 def test_a_store_that_is_away_and_a_stage_that_is_empty_change_nothing(
     project: Project, follower: serving.Follower, client: TestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,9 +155,8 @@ def test_a_store_that_is_away_and_a_stage_that_is_empty_change_nothing(
 def test_it_looks_by_itself(project: Project, follower: serving.Follower) -> None:
     force_to_prod(project, 2)
     with follower.looking(0.05):
-        deadline = threading.Event()
-        for _ in range(200):
-            if follower.served.release.version == 2 or deadline.wait(0.05):
-                break
+        deadline = time.monotonic() + 20
+        while follower.served.release.version != 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
     assert follower.served.release.version == 2
     assert not [thread for thread in threading.enumerate() if thread.name == "follower"]
