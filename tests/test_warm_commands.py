@@ -324,7 +324,7 @@ def test_a_command_and_its_client_stop_and_go_on_together(light: int, tool: Path
     process.terminate()
     process.communicate()
     assert process.returncode == -signal.SIGTERM
-    assert all(is_gone(pid) for pid in pids)
+    wait_until(lambda: all(is_gone(pid) for pid in pids))
 
 
 def test_an_ignored_hangup_is_ignored_by_the_command_too(light: int, tool: Path) -> None:
