@@ -223,7 +223,7 @@ def log_model(
         np.save(Path(folder) / integrity.TRAINING_FILE, _hash_training_rows(X, keys), allow_pickle=False)
         client.log_model_artifacts(info.model_id, folder)
     with tempfile.TemporaryDirectory() as folder:
-        mlflow.artifacts.download_artifacts(info.model_uri, dst_path=folder)
+        store.download_model(info.model_id, Path(folder))
         manifest = integrity.compute_manifest(Path(folder))
     digest = integrity.compute_digest(manifest)
     tags = {

@@ -376,12 +376,45 @@ def found(project: Project, client: MlflowClient) -> Ledger:
     location = f"{root}/{project.name}.ledger" if root else None
     with passing("RESOURCE_ALREADY_EXISTS"):
         client.create_experiment(_claim(model), artifact_location=location, tags={LEDGER_TAG: run_id})
-    if _agreed_run(client, model) != run_id:  # another process was faster
-        client.delete_run(run_id)
+    if _agreed_run(client, model) == run_id:
+        return Ledger(project.name, (), run_id, _genesis(model), 0, model.aliases)
+    client.delete_run(run_id)  # another process was faster
     return open_ledger(project, client)
 
 
-def append(
+def append(project: Project, client: MlflowClient, seen: Ledger, **facts: Any) -> Entry:
+    """Write the entry that follows ``seen``, if nobody else has written one since; then let the aliases follow.
+
+    Parameters
+    ----------
+    facts
+        As :func:`_write` takes them.
+
+    Raises
+    ------
+    HeadMovedError, ReasonTooLongError
+        Nothing was changed by this call.
+    """
+    return _complete(project, client, *_write(project, client, seen, **facts))
+
+
+def append_latest(
+    project: Project, client: MlflowClient, decide: Callable[[Ledger], dict[str, Any]], seen: Ledger | None = None
+) -> Entry:
+    """Append what ``decide`` makes of the ledger, deciding again whenever somebody was faster.
+
+    For what depends on no champion: registering, freezing, approving, deleting. A model that was made again meanwhile
+    is another model, for which nothing was decided.
+    """
+    seen = seen or open_ledger(project, client)
+    while True:
+        entry, after = _write(project, client, seen, **decide(seen))
+        if after.entries[entry.number - 1].repeats(entry):
+            return _complete(project, client, entry, after)
+        seen = after
+
+
+def _write(
     project: Project,
     client: MlflowClient,
     seen: Ledger,
@@ -395,16 +428,8 @@ def append(
     digest: str = "",
     verdict: str = "",
     operation: str | None = None,
-) -> Entry:
-    """Write the entry that follows ``seen``, if nobody else has written one since; then let the aliases follow.
-
-    An entry that stands there with the same operation id is this one, written before its answer was lost.
-
-    Raises
-    ------
-    HeadMovedError, ReasonTooLongError
-        Nothing was changed by this call.
-    """
+) -> tuple[Entry, Ledger]:
+    """Write the entry that follows ``seen``, if nobody else has written one since; return it and the ledger by now."""
     if not seen.run_id:
         seen = found(project, client)
     entry = Entry(
@@ -433,31 +458,22 @@ def append(
             raise
     else:
         after = _read_run(client, seen)
-    written = after.entries[entry.number - 1]
+    return entry, after
+
+
+def _complete(project: Project, client: MlflowClient, entry: Entry, after: Ledger) -> Entry:
+    """Check that an entry stands where it was written, in the ledger of this model; then let the aliases follow.
+
+    An entry that stands there with the same operation id is this one, written before its answer was lost.
+    """
+    written, move = after.entries[entry.number - 1], f"{entry.action} {entry.stage or entry.version}"
     if not written.repeats(entry):
-        raise HeadMovedError(project.name, f"{action} {stage or version}", str(written))
+        raise HeadMovedError(project.name, move, str(written))
     model = client.get_registered_model(project.name)
-    if _genesis(model) != seen.genesis:  # what was written stays behind in the ledger of the model that is gone
-        raise HeadMovedError(project.name, f"{action} {stage or version}", "the model was deleted and made again")
+    if _genesis(model) != after.genesis:  # what was written stays behind in the ledger of the model that is gone
+        raise HeadMovedError(project.name, move, "the model was deleted and made again")
     follow(project, client, after, model.aliases)
     return written
-
-
-def append_latest(
-    project: Project, client: MlflowClient, decide: Callable[[Ledger], dict[str, Any]], genesis: str = ""
-) -> Entry:
-    """Append what ``decide`` makes of the ledger, deciding again whenever somebody was faster.
-
-    For what depends on no champion: registering, freezing, approving, deleting. A model that was made again meanwhile
-    is another model, for which nothing was decided.
-    """
-    while True:
-        seen = open_ledger(project, client)
-        if genesis not in ("", seen.genesis):
-            raise HeadMovedError(project.name, "move", "the model was deleted and made again")
-        genesis = seen.genesis
-        with contextlib.suppress(HeadMovedError):
-            return append(project, client, seen, **decide(seen))
 
 
 def follow(

@@ -28,7 +28,7 @@ from mlops_lib.registry.ledger import (
     open_ledger,
     raise_for_length,
 )
-from mlops_lib.registry.verdicts import load_verdict, verdict_digest, why_not
+from mlops_lib.registry.verdicts import read_verdict, verdict_digest, why_not
 from mlops_lib.registry.versions import find, load_release, verify_files
 from mlops_lib.report import Report
 
@@ -95,7 +95,7 @@ def promote(
     if status != "FINISHED":
         raise refuse(f"its run is {status}, not FINISHED")
     verify_files(project, made, seen)
-    verdict = verdict or load_verdict(project, number)
+    verdict = verdict or read_verdict(client, made)
     why = None if force else why_not(project, registration, verdict, standing)
     why = why or _why_not_approved(project, seen, registration, stage, verdict_digest(verdict))
     if why:
@@ -295,7 +295,7 @@ def approve(project: Project, version: int, stage: str, *, reason: str) -> Entry
         authors = {registration.actor, tags.get("mlops.actor"), tags.get("mlflow.user")}
         if project.actor in authors:
             raise refuse(f"{project.actor} is its author")
-        verdict = verdict_digest(load_verdict(project, number))
+        verdict = verdict_digest(read_verdict(client, made))
         same = {"model_id": registration.model_id, "digest": registration.digest, "verdict": verdict}
         return {"action": "approve", "stage": stage, "version": number, "reason": reason, **same}
 

@@ -7,10 +7,13 @@ ledger. It carries a promotion only while everything that it was measured on is 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from mlops_lib import data, store
 from mlops_lib.project import Project
@@ -43,11 +46,17 @@ def log_verdict(project: Project, version: int, verdict: Report) -> str:
 def load_verdict(project: Project, version: int) -> Report | None:
     """Return the verdict that was last logged for a version, or None."""
     client = store.connect(project.tracking_uri)
-    run_id = client.get_model_version(project.name, str(version)).tags.get(VERDICT_TAG)
+    return read_verdict(client, client.get_model_version(project.name, str(version)))
+
+
+def read_verdict(client: MlflowClient, made: ModelVersion) -> Report | None:
+    """Return the verdict that a version points at, or None."""
+    run_id = made.tags.get(VERDICT_TAG)
     if not run_id:
         return None
     try:
-        return Report.from_dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/{VERDICT_FILE}"))
+        text = store.read_artifact(str(client.get_run(run_id).info.artifact_uri), VERDICT_FILE)
+        return Report.from_dict(json.loads(text))
     except (OSError, MlflowException, ValueError, KeyError, TypeError):
         return None  # gone or cut short: there is no verdict that could carry anything
 

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -144,7 +143,7 @@ def register(
     kept = (integrity.MANIFEST_TAG, signing.MANIFEST_SIGNATURE_TAG)
     tags = {integrity.DIGEST_TAG: digest, **{tag: model.tags[tag] for tag in kept if tag in model.tags}}
     tags |= {f"{METRIC_TAG}{name}": f"{value:.6g}" for name, value in (metrics or {}).items()}
-    genesis = found(project, client).genesis  # before the version is made: a broken ledger leaves none behind
+    seen = found(project, client)  # before the version is made: a broken ledger leaves none behind
     operation = uuid.uuid4().hex
     made = client.create_model_version(
         project.name,
@@ -170,8 +169,7 @@ def register(
             "operation": operation,
         }
 
-    append_latest(project, client, enter, genesis)
-    return get_version(project, number)
+    return _version(project, made, {stage: append_latest(project, client, enter, seen)})
 
 
 def _delete_twins(project: Project, client: MlflowClient, number: int, operation: str) -> None:
@@ -385,6 +383,6 @@ def _model_id(made: ModelVersion, ledger: Ledger) -> str:
 def _download(model_id: str, folder: str) -> None:
     """Copy a model's files to ``folder``; a missing artifact folder is a missing file, not an empty model."""
     try:
-        mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=folder)
+        store.download_model(model_id, Path(folder))
     except (OSError, MlflowException) as error:
         raise ModelFileError(f"Model '{model_id}'", "its folder", "cannot be read from the artifact store") from error
