@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import shutil
 import stat
 import subprocess
 from base64 import b64encode
@@ -59,6 +60,7 @@ def team(postgres: servers.Postgres, tmp_path_factory: pytest.TempPathFactory) -
 def plain(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Iterator[str]:
     """Return the address of MLflow's server as it comes, the control."""
     folder = tmp_path_factory.mktemp("plain")
+    shutil.copy(migrated_store / "mlflow.db", folder)  # the server would build its schema first
     with servers.run_mlflow(f"sqlite:///{folder / 'mlflow.db'}", folder) as address:
         yield address
 
