@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mlops_lib import compiled, integrity, registry, tracking
 from mlops_lib.compiled import models, source
+from mlops_lib.compiled.verdict import _predict
 from mlops_lib.errors import NotCompilableError
 from mlops_lib.project import Project
 
@@ -179,6 +182,13 @@ def build_pipeline(seed: int, rows: pd.DataFrame) -> Any:
         return pipeline.fit(rows, make_targets(rows, rng)[target])
 
 
+@functools.cache
+def built(seed: int) -> tuple[Any, pd.DataFrame]:
+    """Return ``build_pipeline``'s pipeline and the rows that it was fitted on; tests leave both as they are."""
+    rows = make_table(300, seed=seed)
+    return build_pipeline(seed, rows), rows
+
+
 def dtypes_of(rows: pd.DataFrame) -> dict[str, str]:
     return {name: str(dtype) for name, dtype in rows.dtypes.items()}
 
@@ -188,8 +198,7 @@ def dtypes_of(rows: pd.DataFrame) -> dict[str, str]:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_a_generated_pipeline_has_an_equal_scorer(seed: int) -> None:
-    rows = make_table(300, seed=seed)
-    model = build_pipeline(seed, rows)
+    model, rows = built(seed)
     verdict = compiled.prove(model, rows)
     assert verdict["equal"], (verdict, model)
     assert verdict["n_rows"] > len(rows) * 0.9
@@ -203,7 +212,7 @@ def test_a_generated_pipeline_has_an_equal_scorer(seed: int) -> None:
 def test_the_generated_pipelines_cover_every_family_encoder_and_scaler() -> None:
     text = ""
     for seed in range(30):
-        text += repr(build_pipeline(seed, make_table(300, seed=seed)))
+        text += repr(built(seed)[0])
     estimators = {type(estimator) for _, _, estimator in FAMILIES}
     parts = estimators | {OneHotEncoder, OrdinalEncoder, TargetEncoder, SimpleImputer, StandardScaler, MinMaxScaler}
     assert {part.__name__ for part in parts | {RobustScaler} if f"{part.__name__}(" not in text} == set()
@@ -248,6 +257,38 @@ def test_a_row_alone_and_the_same_row_among_others_may_differ_and_the_scorer_equ
     assert scorer.max_rows == 1
     # More rows than one are the pipeline's, with whatever bits it gives them together.
     np.testing.assert_array_equal(scorer.predict_rows(rows), model.predict(rows))
+
+
+@pytest.mark.parametrize("target", ["two", "three", "number"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_many_rows_are_compared_with_the_bits_that_each_has_alone(target: str, order: Any) -> None:
+    values = np.random.default_rng(7).normal(size=(300, 37)) * np.geomspace(1e-6, 1e6, 37)
+    rows = pd.DataFrame(values, columns=[f"x{i}" for i in range(37)])
+    model: Any = LinearRegression() if target == "number" else LogisticRegression()
+    model = make_pipeline(StandardScaler(), model).fit(
+        rows, make_targets(make_table(300, seed=7), np.random.default_rng(7))[target]
+    )
+    model[-1].coef_ = np.asarray(model[-1].coef_, order=order)
+    scorer = compiled.generate(model, dtypes_of(rows))
+    assert not scorer.is_rowwise
+    alone = np.concatenate([compiled.predict(model, rows.iloc[[i]]) for i in range(len(rows))])
+    found = _predict(scorer, rows)
+    assert found is not None
+    assert found.tobytes() == alone.tobytes()
+    assert type(model[-1].coef_) is np.ndarray, "the model itself is left as it is"
+
+
+def test_a_scorer_that_adds_in_another_order_is_caught() -> None:
+    rows = make_table(400, seed=1)[NUMBERS].fillna(0.0)
+    model = LinearRegression().fit(rows, rows @ [0.1, 0.3, 0.7])
+    scorer = compiled.generate(model, dtypes_of(rows))
+
+    def add(*row: float) -> tuple[float]:
+        return (sum(x * c for x, c in zip(row[::-1], model.coef_[::-1].tolist(), strict=True)) + model.intercept_,)
+
+    assert compiled.check_exact(scorer, rows).is_equal
+    found = compiled.check_exact(replace(scorer, function=add), rows, n_single=1)
+    assert 0 < found.n_different < found.n_rows, "the last bit of some rows"
 
 
 @given(st.floats(allow_nan=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import math
 import platform
@@ -57,7 +58,7 @@ def check_exact(scorer: Scorer, rows: pd.DataFrame, *, n_single: int = SINGLE_RO
     ----------
     rows : DataFrame of shape (n_rows, n_features)
         With the types of ``scorer.dtypes``. Every row that the scorer answers is compared with a batch, or, where the
-        pipeline gives a row other bits in a batch, with the last step called for each prepared row.
+        pipeline gives a row other bits in a batch, with the last step multiplying each prepared row alone.
     n_single : int
         So many rows are also compared with the whole pipeline called with each of them alone.
     """
@@ -84,14 +85,26 @@ def _predict(scorer: Scorer, rows: pd.DataFrame) -> npt.NDArray[np.float64] | No
     """Return what the pipeline gives each of the rows alone; None where it refuses them."""
     model = scorer.model
     try:
-        if scorer.is_rowwise or len(rows) == 1:
-            return predict(model, rows)
-        if isinstance(model, Pipeline) and isinstance(prepared := model[:-1].transform(rows), np.ndarray):
-            each = np.ascontiguousarray(prepared)[:, np.newaxis]  # contiguous, as one row always is
-            return np.concatenate([predict(model[-1], row) for row in each])
-        return np.concatenate([predict(model, rows.iloc[[i]]) for i in range(len(rows))])
+        return predict(model if scorer.is_rowwise or len(rows) == 1 else _one_by_one(model), rows)
     except ValueError:
         return None
+
+
+class _EachRow(np.ndarray[Any, np.dtype[np.float64]]):
+    """Coefficients that each row is multiplied with alone, as BLAS does it for a matrix of one row."""
+
+    def __rmatmul__(self, rows: Any) -> Any:
+        each = np.ascontiguousarray(rows)[:, np.newaxis]  # contiguous, as one row always is
+        return np.matmul(each, self.view(np.ndarray))[:, 0]
+
+
+def _one_by_one(model: Any) -> Any:
+    """Return a linear model, or a pipeline that ends in one, that gives each of many rows the bits it has alone."""
+    if isinstance(model, Pipeline):
+        return Pipeline([*model.steps[:-1], (model.steps[-1][0], _one_by_one(model[-1]))])
+    alone = copy.copy(model)
+    alone.coef_ = model.coef_.view(_EachRow)
+    return alone
 
 
 def _differ(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64] | None) -> list[int]:
