@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import pytest
 from click.testing import CliRunner
-from conftest import make_model, read_labelled, register_model
+from conftest import copy_store, make_model, make_project, read_labelled, register_model
 
 from mlops_lib import cli, comparison, contracts, evaluation, gates, registry, tracking
 from mlops_lib.errors import NothingToCompareError, PeriodNotIngestedError, UnknownVersionError
@@ -31,6 +32,21 @@ def register_other(project: Project, period: str = "p2") -> Version:
     return registry.register(project, logged.model_uri, description="other")
 
 
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, registered: Project) -> Project:
+    """Return a project with the toy version and another one, made once; tests leave it as it is."""
+    found = make_project(tmp_path_factory.mktemp("compared"), migrated_store)
+    copy_store(registered, found)
+    register_other(found)
+    return found
+
+
+@pytest.fixture
+def other(project: Project, compared: Project) -> None:
+    """Give the project the toy version and another one."""
+    copy_store(compared, project)
+
+
 def log_verdict(project: Project, version: int, period: str) -> None:
     """Judge a version on a period, so that the verdict rests on it."""
     paths = [project.path(table, period) for table in ("arrivals", "labels")]
@@ -40,9 +56,8 @@ def log_verdict(project: Project, version: int, period: str) -> None:
         registry.log_verdict(project, version, verdict)
 
 
-def test_metrics_are_measured_on_the_same_rows_with_intervals(project: Project, version: Version) -> None:
-    register_other(project)
-    found = comparison.compare_versions(project, version.version, 2, periods=["p3"])
+def test_metrics_are_measured_on_the_same_rows_with_intervals(project: Project, other: None) -> None:
+    found = comparison.compare_versions(project, 1, 2, periods=["p3"])
     table = found.tables["metrics"].set_index("metric")
     rows = read_labelled(project, "p3")
     scores = [registry.load_model(project, v).model.predict_proba(rows[list(project.features)])[:, 1] for v in (1, 2)]
@@ -54,8 +69,7 @@ def test_metrics_are_measured_on_the_same_rows_with_intervals(project: Project, 
     assert "metrics on p3, 1,000 rows, 95 % intervals" in str(found)
 
 
-def test_what_differs_is_named_and_what_only_one_has_too(project: Project, version: Version) -> None:
-    register_other(project)
+def test_what_differs_is_named_and_what_only_one_has_too(project: Project, other: None) -> None:
     tables = comparison.compare_versions(project, 1, 2, periods=[]).tables
     assert tables["parameters"].to_numpy().tolist() == [["C", "", "0.01"]]
     assert tables["data"]["what"].tolist() == ["arrivals/p2"]
@@ -101,8 +115,7 @@ def test_other_code_is_told_by_commits_and_the_files_between_them(project: Proje
     assert "1 file changed" in " ".join(table["second"])
 
 
-def test_by_default_the_periods_are_those_of_the_verdict(project: Project, version: Version) -> None:
-    register_other(project)
+def test_by_default_the_periods_are_those_of_the_verdict(project: Project, other: None) -> None:
     assert comparison.compare_versions(project, 1, 2).periods == ()
     log_verdict(project, 2, "p3")
     found = comparison.compare_versions(project, 1, 2)
@@ -110,18 +123,16 @@ def test_by_default_the_periods_are_those_of_the_verdict(project: Project, versi
     assert not found.tables["metrics"].empty
 
 
-def test_one_version_under_two_names_and_unknown_ones_are_refused(project: Project, version: Version) -> None:
+def test_one_version_under_two_names_and_unknown_ones_are_refused(project: Project, other: None) -> None:
     with pytest.raises(NothingToCompareError):
-        comparison.compare_versions(project, "dev", 1)
+        comparison.compare_versions(project, "dev", 2)
     with pytest.raises(UnknownVersionError):
         comparison.compare_versions(project, 1, 9)
-    register_model(project)
     with pytest.raises(PeriodNotIngestedError):
         comparison.compare_versions(project, 1, 2, periods=["p9"])
 
 
-def test_the_notebook_table_escapes_and_the_json_is_json(project: Project, version: Version) -> None:
-    register_other(project)
+def test_the_notebook_table_escapes_and_the_json_is_json(project: Project, other: None) -> None:
     found = comparison.compare_versions(project, 1, 2, periods=["p3"])
     assert "<table" in found._repr_html_()
     strange = replace(found, first=replace(found.first, name="<img src=x>"))
@@ -131,8 +142,7 @@ def test_the_notebook_table_escapes_and_the_json_is_json(project: Project, versi
     assert content["parameters"] == [{"what": "C", "first": "", "second": "0.01"}]
 
 
-def test_the_command_prints_it(project: Project, version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
-    register_other(project)
+def test_the_command_prints_it(project: Project, other: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_project", lambda _: project)
     done = CliRunner().invoke(cli.main, ["compare", "1", "dev", "--period", "p3"])
     assert done.exit_code == 0, done.output
