@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import html
 import json
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlops_lib.contracts.reading import KINDS, read_cells
+from mlops_lib.contracts.reading import KINDS, Cells, read_cells
 from mlops_lib.contracts.rules import POLICIES, Rule, find_broken, raise_for_expression
 from mlops_lib.errors import ContractColumnUnknownError, ContractDefinitionError, listed, nearest
 from mlops_lib.report import table_lines
@@ -82,6 +83,11 @@ class Column:
         return "{:g} to {:g}".format(*self.ends)
 
 
+@functools.cache
+def _no_cells(kind: str) -> Cells:
+    return read_cells(pd.Series([], dtype=object), kind)
+
+
 @dataclass(frozen=True)
 class Contract:
     """The columns, keys and rules that a table must keep before it is scored.
@@ -124,8 +130,7 @@ class Contract:
         names = [rule.name for rule in rules]
         if len(set(names)) < len(names):
             raise ContractDefinitionError("The contract", f"has two rules of one name in {listed(names)}", "each once")
-        none = pd.Series([], dtype=object)
-        empty = {column.name: read_cells(none, column.kind) for column in self.columns}
+        empty = {column.name: _no_cells(column.kind) for column in self.columns}
         for rule in rules:
             raise_for_expression(rule, empty)
         for name, policy in self.policies.items():
