@@ -255,6 +255,23 @@ def version(project: Project, registered: Project) -> registry.Version:
     return registry.get_version(project, 1)
 
 
+@pytest.fixture(scope="session")
+def registered_twice(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, registered: Project) -> Project:
+    """Return a toy project like ``registered`` with another version 2, made once; tests leave it as it is."""
+    found = make_project(tmp_path_factory.mktemp("registered_twice"), migrated_store)
+    copy_store(registered, found)
+    register_model(found, C=0.5)
+    return found
+
+
+@pytest.fixture
+def second(project: Project, version: registry.Version, registered_twice: Project) -> registry.Version:
+    """Return version 2 of the toy model, in dev; version 1 is that of ``version``."""
+    close_databases()  # ``version`` has looked into the file that is replaced here
+    copy_store(registered_twice, project)
+    return registry.get_version(project, 2)
+
+
 def copy_store(source: Project, target: Project) -> None:
     """Give a project a copy of another one's store, its paths made its own: faster than doing everything again."""
     shutil.copy(source.root / "mlflow.db", target.root / "mlflow.db")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, make_model, read_labelled, register_model
+from conftest import ROOT, make_model, read_labelled
 
 from mlops_lib import contracts, data, evaluation, registry, tracking
 from mlops_lib.errors import ChangedRowsError, FunctionSourceError, TableColumnsError
@@ -527,9 +527,9 @@ def test_the_first_model_does_not_pass_because_nothing_applies_to_it(
 
 
 def test_a_candidate_is_judged_against_the_champion_on_the_same_rows(
-    project: Project, candidate: Release, frame: pd.DataFrame
+    project: Project, candidate: Release, second: registry.Version, frame: pd.DataFrame
 ) -> None:
-    other = registry.load_model(project, register_model(project, C=0.8).version)
+    other = registry.load_model(project, second.version)
     report = check_gates(project, other, candidate, frame)
     assert report.passed, report
     assert set(statuses(report).values()) == {"passed"}
@@ -701,9 +701,11 @@ def test_rows_with_a_repeated_index_are_not_counted_twice(
 # --- bound to ----------------------------------------------------------------------------------------------------
 
 
-def test_a_verdict_says_what_it_holds_for(project: Project, candidate: Release, frame: pd.DataFrame) -> None:
+def test_a_verdict_says_what_it_holds_for(
+    project: Project, candidate: Release, second: registry.Version, frame: pd.DataFrame
+) -> None:
     paths = [project.path("arrivals", "p2"), project.path("labels", "p2")]
-    champion = registry.load_model(project, register_model(project, C=0.8).version)
+    champion = registry.load_model(project, second.version)
     facts = check_gates(project, candidate, champion, frame, inputs=paths).facts
     assert (facts["name"], facts["version"], facts["digest"]) == ("toy", 1, candidate.digest)
     assert (facts["champion_version"], facts["champion_digest"]) == (2, champion.digest)

@@ -493,9 +493,10 @@ def test_rollback_of_a_stage_without_a_past_is_refused(project: Project) -> None
         registry.rollback(project, "prd", reason="try")
 
 
-def test_rollback_to_a_version_whose_files_have_changed_is_refused(project: Project, version: registry.Version) -> None:
+def test_rollback_to_a_version_whose_files_have_changed_is_refused(
+    project: Project, version: registry.Version, second: registry.Version
+) -> None:
     force_to_prod(project, 1)
-    second = register_model(project, C=0.3)
     force_to_prod(project, second.version)
     spoil(f"models:/{version.model_id}")
     with pytest.raises(ModelFileError, match=r"Version 1 of 'toy'"):

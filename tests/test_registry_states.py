@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import close_databases, copy_store, make_project, register_model
+from conftest import close_databases, copy_store, make_project
 from crashes import Died, dying_after, raise_died
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -227,11 +227,10 @@ class Registry(RuleBasedStateMachine):
 
 @pytest.mark.timeout(900)
 def test_any_sequence_of_moves_and_crashes_ends_where_the_model_says(
-    tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, registered: Project
+    tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, registered_twice: Project
 ) -> None:
     before = make_project(tmp_path_factory.mktemp("states"), migrated_store)
-    copy_store(registered, before)
-    register_model(before, C=0.5)
+    copy_store(registered_twice, before)
     for number in (1, 2):
         force_to_prod(before, number)
     Registry.before = before

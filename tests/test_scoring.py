@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 import workers
-from conftest import FEATURES, make_rows, register_model
+from conftest import FEATURES, make_rows
 from sklearn.linear_model import LinearRegression
 
 from mlops_lib import contracts, data, registry, scoring
@@ -211,12 +211,12 @@ def test_the_same_batch_again_does_nothing(project: Project, source: Path, outpu
     assert "already scored" in str(again)
 
 
+@pytest.mark.usefixtures("second")
 def test_another_input_or_version_is_not_written_over_it(project: Project, source: Path, output: Path) -> None:
     scoring.score_table(project, 1, source, output)
     before = output.read_bytes()
     with pytest.raises(OutputTakenError, match=r"holds predictions of version 1 for '.*p2.parquet'"):
         scoring.score_table(project, 1, project.path("arrivals", "p3"), output)
-    register_model(project, C=0.1)
     with pytest.raises(OutputTakenError, match=r"holds predictions of version 1"):
         scoring.score_table(project, 2, source, output)
     assert output.read_bytes() == before
@@ -472,10 +472,10 @@ def test_a_folder_that_changes_while_it_is_scored_is_refused(
 # --- several versions ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("second")
 def test_two_versions_share_one_pass_and_give_what_each_gives_alone(
     project: Project, source: Path, output: Path
 ) -> None:
-    register_model(project, C=0.1)
     passes: list[int] = []
     both = output.with_name("both-{version}.parquet")
     bad = with_bad_rows(source, 20)
@@ -494,12 +494,12 @@ def test_two_versions_share_one_pass_and_give_what_each_gives_alone(
     assert [result.already_done for result in again] == [True, True]
 
 
+@pytest.mark.usefixtures("second")
 def test_what_is_done_already_is_not_done_again_beside_a_new_version(
     project: Project, source: Path, output: Path
 ) -> None:
     both = output.with_name("both-{version}.parquet")
     scoring.score_versions(project, [1], source, both)
-    register_model(project, C=0.1)
     results = scoring.score_versions(project, [1, 2], source, both)
     assert [result.already_done for result in results] == [True, False]
 
@@ -509,8 +509,8 @@ def test_stages_of_one_version_are_one_result(project: Project, source: Path, ou
     assert [(result.version, result.stage) for result in results] == [(1, "dev")]
 
 
+@pytest.mark.usefixtures("second")
 def test_one_file_for_two_versions_is_refused(project: Project, source: Path, output: Path) -> None:
-    register_model(project, C=0.1)
     with pytest.raises(VersionsOutputError, match=r"Versions 1, 2 cannot all be scored to .*\{version\}"):
         scoring.score_versions(project, [1, 2], source, output)
     assert files_of(output) == []
@@ -566,12 +566,12 @@ def test_a_row_without_a_finite_score_is_set_aside(record: Callable[..., None]) 
 # --- databases as outputs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("second")
 def test_predictions_are_appended_to_a_table_with_an_account_of_each_batch(
     project: Project, source: Path, database: str
 ) -> None:
     table = f"{database}::scores"
     first = scoring.score_table(project, 1, with_bad_rows(source, 20), table)
-    register_model(project, C=0.1)
     scoring.score_table(project, 2, source, table)
     found = read_sql(database, "select * from scores order by model_version, thing_id")
     assert found.groupby("model_version").size().to_dict() == {1: 980, 2: 1000}
@@ -594,8 +594,8 @@ def test_a_table_is_scored_into_its_own_database(project: Project, source: Path,
     pd.testing.assert_frame_equal(found, data.read_table(output)[COLUMNS])
 
 
+@pytest.mark.usefixtures("second")
 def test_versions_side_by_side_go_into_one_table(project: Project, source: Path, database: str) -> None:
-    register_model(project, C=0.1)
     scoring.score_versions(project, [1, 2], source, f"{database}::scores")
     found = read_sql(database, "select thing_id, model_version, score from scores")
     assert found.pivot(index="thing_id", columns="model_version", values="score").notna().all().all()

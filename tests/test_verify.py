@@ -69,9 +69,8 @@ def test_a_store_in_which_nothing_is_registered_passes(project: Project) -> None
 
 
 def test_only_versions_in_stages_are_compared_unless_all_are_asked_for(
-    project: Project, version: registry.Version
+    project: Project, version: registry.Version, second: registry.Version
 ) -> None:
-    second = register_model(project, C=0.5)
     assert check_store(project).facts["versions"] == [second.version]
     assert check_store(project, everything=True).facts["versions"] == [version.version, second.version]
     assert check_store(project, 1).facts["versions"] == [1]
@@ -159,9 +158,8 @@ def test_a_broken_ledger_is_named_and_every_version_still_looked_at(
 
 @pytest.mark.parametrize("wrong", ["moved", "removed"])
 def test_an_alias_that_was_moved_is_named_and_repaired(
-    project: Project, client: MlflowClient, version: registry.Version, wrong: str
+    project: Project, client: MlflowClient, version: registry.Version, second: registry.Version, wrong: str
 ) -> None:
-    second = register_model(project, C=0.5)
     if wrong == "moved":
         client.set_registered_model_alias(project.name, "dev", str(version.version))
     else:
