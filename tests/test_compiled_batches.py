@@ -180,10 +180,12 @@ def test_a_fault_is_caught_and_the_pipeline_is_used(monkeypatch: pytest.MonkeyPa
 def test_what_has_no_faster_way_is_named() -> None:
     rows = make_table(600, seed=4)
     numbers, targets = rows[NUMBERS], make_targets(rows, np.random.default_rng(4))
-    named = HistGradientBoostingClassifier(categorical_features=["size"]).fit(
+    named = HistGradientBoostingClassifier(max_iter=5, categorical_features=["size"]).fit(
         numbers.assign(size=np.arange(600) % 5), targets["two"]
     )
-    large = HistGradientBoostingRegressor(max_leaf_nodes=None, min_samples_leaf=1).fit(numbers, targets["number"])
+    large = HistGradientBoostingRegressor(max_iter=5, max_leaf_nodes=None, min_samples_leaf=1).fit(
+        numbers, targets["number"]
+    )
     several = HistGradientBoostingClassifier(max_iter=2).fit(numbers, targets["three"])
     forest = RandomForestClassifier(2).fit(numbers, targets["two"])
     constant = HistGradientBoostingRegressor().fit(numbers.fillna(0) * 0, targets["number"])
