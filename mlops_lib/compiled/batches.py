@@ -1,4 +1,4 @@
-"""Boosted trees over many rows at once, bit-equal to the pipeline, in numpy: two to three times as fast on a core.
+"""Boosted trees over many rows at once, bit-equal to the pipeline, in numpy, and faster.
 
 A leaf is found without walking a tree (QuickScorer: Lucchese et al., SIGIR 2015). Leaves are the bits of a word, from
 left to right; a node whose condition fails clears those of its left side, and the lowest bit that is left is the exit.
@@ -287,20 +287,20 @@ def _transform_columns(
 def _encode(
     encoder: Any, part: dict[str, pd.Series[Any]], known: dict[tuple[str, object], float]
 ) -> Sequence[Floats | Spread]:
-    """Encode each category that was never there before, all that are there once, and spread the result."""
+    """Encode each category once, those of earlier batches not again, and spread the result."""
     found = {name: pd.factorize(column, use_na_sentinel=False) for name, column in part.items()}
-    wanted = {name: [(name, category) for category in categories.tolist()] for name, (_, categories) in found.items()}
-    if any(key not in known for keys in wanted.values() for key in keys):
-        longest = max(map(len, wanted.values()))
+    keys = {name: [(name, category) for category in categories.tolist()] for name, (_, categories) in found.items()}
+    values = {name: [known.get(key) for key in wanted] for name, wanted in keys.items()}
+    if any(None in column for column in values.values()):
+        longest = max(map(len, keys.values()))
         few = {name: kinds.take(np.arange(longest) % len(kinds)) for name, (_, kinds) in found.items()}
         table = _split(encoder.transform(pd.DataFrame(few)))
         if len(table) != len(found):
             return _split(encoder.transform(pd.DataFrame(part)))  # several columns for one category
         if len(known) > MAX_KNOWN:
             known.clear()
-        for keys, column in zip(wanted.values(), table, strict=True):
-            known.update(zip(keys, column.tolist(), strict=False))
-    return [
-        Spread(np.array([known[key] for key in wanted[name]], dtype=np.float64), codes)
-        for name, (codes, _) in found.items()
-    ]
+        for (name, wanted), column in zip(keys.items(), table, strict=True):
+            fresh: list[float] = column[: len(wanted)].tolist()
+            values[name] = [*fresh]
+            known.update(zip(wanted, fresh, strict=True))
+    return [Spread(np.array(values[name], dtype=np.float64), codes) for name, (codes, _) in found.items()]
