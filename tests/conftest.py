@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pandas as pd
 import pytest
@@ -165,16 +166,31 @@ def closed_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first of the test processes has filled."""
+    root = factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+    with filelock.FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            folder.mkdir()
+            make(folder)
+            close_databases()
+            (folder / "made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a fresh MLflow database and the toy project's tables, made once."""
-    folder = tmp_path_factory.mktemp("store")
-    store.connect(f"sqlite:///{folder / 'mlflow.db'}")
-    for index, period in enumerate(("p1", "p2", "p3")):
-        arrivals, labels = make_rows(1000, seed=index, start=1000 * index)
-        data.write_table(arrivals, folder / f"data/arrivals/{period}.parquet")
-        data.write_table(labels, folder / f"data/labels/{period}.parquet")
-    return folder
+
+    def make(folder: Path) -> None:
+        store.connect(f"sqlite:///{folder / 'mlflow.db'}")
+        for index, period in enumerate(("p1", "p2", "p3")):
+            arrivals, labels = make_rows(1000, seed=index, start=1000 * index)
+            data.write_table(arrivals, folder / f"data/arrivals/{period}.parquet")
+            data.write_table(labels, folder / f"data/labels/{period}.parquet")
+
+    return make_once(tmp_path_factory, "store", make)
 
 
 @pytest.fixture(scope="session")
@@ -225,13 +241,18 @@ def project(tmp_path: Path, migrated_store: Path) -> Project:
     return make_project(tmp_path, migrated_store)
 
 
-def make_project(tmp_path: Path, migrated_store: Path) -> Project:
+def make_project(folder: Path, migrated_store: Path) -> Project:
     """Copy the toy project into a folder."""
-    shutil.copy(migrated_store / "mlflow.db", tmp_path / "mlflow.db")
-    shutil.copytree(migrated_store / "data", tmp_path / "data")
+    shutil.copy(migrated_store / "mlflow.db", folder / "mlflow.db")
+    shutil.copytree(migrated_store / "data", folder / "data")
+    return project_in(folder)
+
+
+def project_in(folder: Path) -> Project:
+    """Return the toy project of a folder."""
     found = Project(
         name="toy",
-        root=tmp_path,
+        root=folder,
         target="broke",
         keys=("thing_id",),
         features=FEATURES,
@@ -240,7 +261,7 @@ def make_project(tmp_path: Path, migrated_store: Path) -> Project:
         gates=(Threshold("roc_auc", 0.6), NoWorse("roc_auc", margin=0.02), ContractCompatible()),
         slices=("color",),
     )
-    return replace(found, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}", actor="ada")
+    return replace(found, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", actor="ada")
 
 
 def read_labelled(project: Project, period: str) -> pd.DataFrame:
@@ -272,9 +293,11 @@ def register_model(project: Project, *, C: float = 1.0) -> registry.Version:  # 
 @pytest.fixture(scope="session")
 def registered(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Project:
     """Return a toy project in whose store version 1 is registered, made once; tests leave it as it is."""
-    found = make_project(tmp_path_factory.mktemp("registered"), migrated_store)
-    register_model(found)
-    return found
+
+    def make(folder: Path) -> None:
+        register_model(make_project(folder, migrated_store))
+
+    return project_in(make_once(tmp_path_factory, "registered", make))
 
 
 @pytest.fixture
@@ -287,10 +310,13 @@ def version(project: Project, registered: Project) -> registry.Version:
 @pytest.fixture(scope="session")
 def registered_twice(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, registered: Project) -> Project:
     """Return a toy project like ``registered`` with another version 2, made once; tests leave it as it is."""
-    found = make_project(tmp_path_factory.mktemp("registered_twice"), migrated_store)
-    copy_store(registered, found)
-    register_model(found, C=0.5)
-    return found
+
+    def make(folder: Path) -> None:
+        found = make_project(folder, migrated_store)
+        copy_store(registered, found)
+        register_model(found, C=0.5)
+
+    return project_in(make_once(tmp_path_factory, "registered_twice", make))
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_no_request_fails_while_versions_come_and_go(
     ended = threading.Event()
 
     def call() -> None:
-        while not ended.is_set():
+        while not ended.wait(0.05):
             answer = client.post("/invocations", json={"dataframe_records": [ROW]})
             answers.append((answer.status_code, answer.headers["X-Model-Version"], answer.headers["X-Model-Digest"]))
 
@@ -121,6 +121,7 @@ def test_a_refused_version_is_loaded_ever_less_often(
     force_to_prod(project, 2)
     monkeypatch.setattr(serving.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(registry, "load_model", refuse)
+    monkeypatch.setattr(registry, "current", lambda *_: 2)
     for _ in range(400):
         follower.look()
         now[0] += serving.LOOK_S
