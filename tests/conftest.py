@@ -38,6 +38,7 @@ with without_grammar():
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["MLOPS_WARM"] = "0"  # no test meets a server that its user has started; test_warm_commands starts its own
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 FEATURES = ("color", "size", "weight")
 
 
@@ -300,11 +301,18 @@ def registered(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -
     return project_in(make_once(tmp_path_factory, "registered", make))
 
 
+@pytest.fixture(scope="session")
+def first(registered: Project) -> registry.Version:
+    """Return the version of ``registered``, read once."""
+    return registry.get_version(registered, 1)
+
+
 @pytest.fixture
-def version(project: Project, registered: Project) -> registry.Version:
+def version(project: Project, registered: Project, first: registry.Version) -> registry.Version:
     """Return version 1 of the toy model, in dev."""
     copy_store(registered, project)
-    return registry.get_version(project, 1)
+    store.connect(project.tracking_uri)
+    return first
 
 
 @pytest.fixture(scope="session")
