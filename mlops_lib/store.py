@@ -106,10 +106,26 @@ def download_model(model_id: str, folder: Path) -> None:
 
 
 def read_artifact(location: str, name: str) -> str:
-    """Return the text of one file at an artifact location; MLflow's way by a run asks seven times instead of once."""
+    """Return the text of one file at an artifact location; MLflow's way by a run asks seven times instead of once.
+
+    Raises
+    ------
+    FileNotFoundError
+        The store is there, the file is not.
+    MlflowException
+        The store does not answer.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "artifact"
-        get_artifact_repository(location)._download_file(name, str(path))
+        try:
+            get_artifact_repository(location)._download_file(name, str(path))
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # those of requests are such too
+            answer = getattr(error, "response", None)
+            if answer is not None and answer.status_code == http.HTTPStatus.NOT_FOUND:
+                raise FileNotFoundError(f"{location}/{name}") from error
+            raise MlflowException(str(error)) from error
         return path.read_text(encoding="utf-8")
 
 

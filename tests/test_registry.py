@@ -32,6 +32,7 @@ from mlops_lib.errors import (
     ReasonTooLongError,
     RollbackRefusedError,
     RunNotFinishedError,
+    StoreUnreachableError,
     UnknownStageError,
     UnknownVersionError,
 )
@@ -326,6 +327,24 @@ def test_a_promotion_without_proof_that_still_holds_is_refused(project: Project,
         else "staging is still empty."
     )
     assert registry.history(project) == before
+
+
+@pytest.mark.usefixtures("version")
+def test_a_store_that_is_away_is_not_called_a_missing_verdict(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge(project, 1)
+
+    class Away:
+        def _download_file(self, name: str, path: str) -> None:
+            raise ConnectionResetError("Connection reset by peer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "get_artifact_repository", lambda location: Away())
+        with pytest.raises(StoreUnreachableError, match="Connection reset by peer"):
+            registry.promote(project, 1, "staging")
+    assert registry.current(project, "staging") is None
+    registry.promote(project, 1, "staging")
 
 
 @pytest.mark.usefixtures("version")

@@ -50,15 +50,19 @@ def load_verdict(project: Project, version: int) -> Report | None:
 
 
 def read_verdict(client: MlflowClient, made: ModelVersion) -> Report | None:
-    """Return the verdict that a version points at, or None."""
+    """Return the verdict that a version points at, or None; a store that does not answer is no answer."""
     run_id = made.tags.get(VERDICT_TAG)
     if not run_id:
         return None
     try:
         text = store.read_artifact(str(client.get_run(run_id).info.artifact_uri), VERDICT_FILE)
         return Report.from_dict(json.loads(text))
-    except (OSError, MlflowException, ValueError, KeyError, TypeError):
-        return None  # gone or cut short: there is no verdict that could carry anything
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None  # gone or cut short: there is no verdict that could carry anything
 
 
 def why_not(  # noqa: PLR0911 - one return per reason reads better than a chain
