@@ -404,6 +404,12 @@ def test_a_changed_installation_changes_the_key(tmp_path, monkeypatch):
     assert kernels.compute_key([sys.executable], {}) == kernels.compute_key([sys.executable], {"COLOUR": "blue"})
 
 
+def test_executors_of_spark_share_a_server_though_each_has_a_secret_of_its_own():
+    keys = {kernels.compute_key([sys.executable], {"PYTHON_WORKER_FACTORY_SECRET": secret}) for secret in ("a", "b")}
+    assert len(keys) == 1
+    assert keys != {kernels.compute_key([sys.executable], {"PYTHONUNBUFFERED": "YES"})}
+
+
 def test_what_crashed_processes_left_behind_is_swept(fresh):
     (fresh / "k-stale").mkdir()
     (fresh / "k-stale" / "s-1").touch()

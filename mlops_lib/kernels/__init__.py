@@ -56,8 +56,9 @@ RETRY_AFTER_S = 60.0
 SERVER = Path(__file__).with_name("server.py")
 
 # What the interpreter or a preloaded library reads once, when it is loaded. A server is started with exactly these.
+# PySpark's PYTHON_WORKER_… are another secret in each executor, and nobody else reads them.
 KEYED = re.compile(
-    "PYTHON|LD_|LANG|LC_|HOME$|USER$|XDG_(CONFIG|CACHE|DATA)_HOME|SSL_|MALLOC_|GIT_PYTHON_|MPLCONFIGDIR|MATPLOTLIB"
+    "PYTHON(?!_WORKER_)|LD_|LANG|LC_|HOME$|USER$|XDG_(CONFIG|CACHE|DATA)_HOME|SSL_|MALLOC_|GIT_PYTHON_|MPLCONFIGDIR|MATPLOTLIB"
     "|OMP_|GOMP_|KMP_(?!DUPLICATE_LIB_OK|INIT_AT_FORK)|OPENBLAS_|GOTO_|MKL_|BLIS_|VECLIB_|NUMEXPR_"  # threads
     "|ARROW_|NUMPY_|NPY_|PANDAS_|SCIPY_|SKLEARN_|JOBLIB_|LOKY_|PILLOW_|TQDM_|OTEL_|MLFLOW_(LOGGING_|CONFIGURE_LOGGING)"
 )
