@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow as pa
 
 from mlops_lib import cluster, contracts, data, integrity, registry
-from mlops_lib.errors import OutputTakenError, TableFileError
+from mlops_lib.errors import MlopsError, OutputTakenError, SparkError, TableFileError
 from mlops_lib.project import Project
 from mlops_lib.scoring.batch import Job, make_account, make_scorer, name_output
 from mlops_lib.scoring.result import ScoreResult
@@ -83,6 +83,7 @@ def score_on_spark(
             spark.conf.set("spark.sql.session.timeZone", "UTC")
             spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(data.BATCH_ROWS))
             shipped = _ship(spark, job, project, model)
+            _raise_for_refusal(spark, master, shipped)
             _score(spark, str(input_path), draft, job, shipped)
         source.raise_if_changed()
         job.raise_for_table(source.name)
@@ -108,6 +109,14 @@ class Shipped:
         for batch in batches:
             if batch.num_rows:
                 yield _structs(scorer.score(batch, contracts.split_batch(scorer.contract, batch), self.repeated))
+
+    def try_loading(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Load the model and score nothing; answer what was refused, in a row of its own."""
+        for _ in batches:
+            try:
+                _load(self.file, self.scorer.digest, self)
+            except MlopsError as error:
+                yield pa.record_batch({"refused": [str(error)]})
 
 
 def _structs(scored: Scored) -> pa.RecordBatch:
@@ -161,6 +170,17 @@ def _ship(spark: Any, job: Job, project: Project, model: Path) -> Shipped:
             archive.write(model / name, name)
     spark.addArtifacts(str(folder / file), file=True)
     return Shipped(job.scorer, file, manifest, project.trusted_types, pd.DataFrame())
+
+
+def _raise_for_refusal(spark: Any, master: str, shipped: Shipped) -> None:
+    """Let one executor load the model before any row is read.
+
+    A refusal that is raised in a task ends its Python worker, and Spark tries again three times, each in a new one.
+    """
+    shipped = replace(shipped, scorer=replace(shipped.scorer, model=None))
+    told = spark.range(0, 1, 1, 1).mapInArrow(shipped.try_loading, "refused string").collect()
+    if told:
+        raise SparkError(master, told[0]["refused"].rstrip("."))
 
 
 def _score(spark: Any, source: str, draft: Path, job: Job, shipped: Shipped) -> None:
