@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+import servers
 from click.testing import CliRunner
 from conftest import make_rows, register_model
 from contract_inputs import CONTRACT, SPARK, Input
@@ -179,15 +180,24 @@ def test_what_is_refused_on_one_machine_is_refused_on_spark(project: Project, so
 SCORE = "from mlops_lib import notebooks\nassert kind != 'bad', 'a bad kind'\nnotebooks.record_result(score=alpha * n)"
 
 
+@pytest.fixture(scope="module")
+def small_server(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Iterator[str]:
+    """Return the address of a server with one worker: here its trials are what runs elsewhere, not its store."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(migrated_store / "mlflow.db", folder)
+    with servers.run_mlflow(f"sqlite:///{folder / 'mlflow.db'}", folder) as address:
+        yield address
+
+
 @pytest.fixture
-def shared_project(project: Project, server_uri: str) -> Project:
+def shared_project(project: Project, small_server: str) -> Project:
     """Return a project with a file, a notebook, and its store on a server."""
     name = f"toy-{uuid.uuid4().hex[:8]}"
     folder = project.root / "notebooks"
     parameters = "alpha: float = 0.5  # strength\nn: int = 1  # how many\nkind: str = 'good'  # or bad"
     write_notebook(folder, SCORE, parameters=parameters)
     (folder / "project.py").write_text(PROJECT_SOURCE.replace("'toy'", repr(name)))
-    return replace(project, name=name, tracking_uri=server_uri, file=folder / "project.py", actor="ada")
+    return replace(project, name=name, tracking_uri=small_server, file=folder / "project.py", actor="ada")
 
 
 @needs_spark
