@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from conftest import register_model
+from conftest import log_toy_model, make_project, register_model
 from mlflow.tracking import MlflowClient
 
 from mlops_lib import registry
@@ -74,6 +75,13 @@ def behind_proxy(project: Project, proxy: Proxy) -> Project:
     return replace(project, tracking_uri=proxy.address, name=f"toy-{uuid4().hex[:8]}")
 
 
+@pytest.fixture(scope="module")
+def model_uri(server_uri: str, tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> str:
+    """Return a model logged once, without losses: each test registers it under a name of its own."""
+    elsewhere = make_project(tmp_path_factory.mktemp("logged"), migrated_store)
+    return log_toy_model(replace(elsewhere, tracking_uri=server_uri, name=f"logged-{uuid4().hex[:8]}")).model_uri
+
+
 def test_mlflow_alone_makes_two_versions(proxy: Proxy, record: Record) -> None:
     client, name = MlflowClient(proxy.address, proxy.address), f"plain-{uuid4().hex[:8]}"
     client.create_registered_model(name)
@@ -97,10 +105,11 @@ def test_mlflow_alone_makes_two_versions(proxy: Proxy, record: Record) -> None:
     ],
 )
 def test_a_registration_whose_answer_is_lost_is_one_registration(
-    behind_proxy: Project, proxy: Proxy, record: Record, path: str
+    behind_proxy: Project, proxy: Proxy, model_uri: str, record: Record, path: str
 ) -> None:
     proxy.lose.append(path)
-    made = register_model(behind_proxy)
+    # The first run that is made is the training's.
+    made = register_model(behind_proxy) if path == "runs/create" else registry.register(behind_proxy, model_uri)
     assert proxy.lost == [path]
     entries = registry.history(behind_proxy)
     assert [(entry.action, entry.version) for entry in entries] == [("register", made.version)]
@@ -109,17 +118,19 @@ def test_a_registration_whose_answer_is_lost_is_one_registration(
     record(6, ours="one registration, one promotion")
 
 
-def test_a_registration_whose_answer_is_lost_leaves_no_twin(behind_proxy: Project, proxy: Proxy) -> None:
+def test_a_registration_whose_answer_is_lost_leaves_no_twin(
+    behind_proxy: Project, proxy: Proxy, model_uri: str
+) -> None:
     proxy.lose.append("model-versions/create")
-    made = register_model(behind_proxy)
+    made = registry.register(behind_proxy, model_uri)
     assert [version.version for version in registry.list_versions(behind_proxy)] == [made.version]
 
 
 @pytest.mark.parametrize("path", ["runs/log-parameter", "registered-models/alias"])
 def test_a_promotion_whose_answer_is_lost_is_one_promotion(
-    behind_proxy: Project, proxy: Proxy, record: Record, path: str
+    behind_proxy: Project, proxy: Proxy, model_uri: str, record: Record, path: str
 ) -> None:
-    made = register_model(behind_proxy)
+    made = registry.register(behind_proxy, model_uri)
     proxy.lose.append(path)
     registry.promote(behind_proxy, made.version, "staging", force=True, reason="good")
     assert proxy.lost == [path]
