@@ -30,7 +30,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import compiled, data, integrity, liveness, signing, store
+from mlops_lib import data, integrity, liveness, signing, store
 from mlops_lib.errors import MetricValueError
 from mlops_lib.project import Project, redact
 
@@ -192,6 +192,8 @@ def log_model(
         Before anything is written.
     """
     from mlflow.models import infer_signature  # noqa: PLC0415 - as above
+
+    from mlops_lib import compiled  # noqa: PLC0415 - loads scikit-learn, which who runs or promotes need not wait for
 
     trusted = integrity.list_trusted_types(model, extra=project.trusted_types)
     sign = signing.read_signer(project.signing_key)  # before anything is written
