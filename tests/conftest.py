@@ -262,7 +262,8 @@ def project_in(folder: Path) -> Project:
         gates=(Threshold("roc_auc", 0.6), NoWorse("roc_auc", margin=0.02), ContractCompatible()),
         slices=("color",),
     )
-    return replace(found, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", actor="ada")
+    # The environment that load_project gives: another one would be another warm server, with 4 s of imports.
+    return replace(found, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", actor="ada", environ={**os.environ})
 
 
 def read_labelled(project: Project, period: str) -> pd.DataFrame:

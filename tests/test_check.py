@@ -125,6 +125,24 @@ def folder(committed: Path, tmp_path: Path) -> Path:
     return tmp_path / "notebooks"
 
 
+@pytest.fixture(scope="module")
+def passed(committed: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the record that a check of a copy of that project has left, made once."""
+    copy = tmp_path_factory.mktemp("passed")
+    shutil.copytree(committed, copy, dirs_exist_ok=True)
+    report = check(copy / "notebooks")
+    assert report.passed, report
+    return (copy / "notebooks" / room.RECORD).read_text()
+
+
+@pytest.fixture
+def checked(folder: Path, passed: str) -> None:
+    """Give the copy that record: it has passed a check, and the next one would run nothing."""
+    (folder / room.RECORD).parent.mkdir()
+    (folder / room.RECORD).write_text(passed)
+    assert check(folder).facts == {"executed": 0}
+
+
 def check(folder: Path, *names: str, **options: Any) -> Report:
     return notebooks.check_notebooks(folder / "project.py", names, **options)
 
@@ -181,8 +199,8 @@ def test_untouched_notebooks_pass_and_the_second_time_no_kernel_is_started(
     assert [(s["pid"], s["kernels"]) for s in kernels.status()] == [(s["pid"], []) for s in before]
 
 
+@pytest.mark.usefixtures("checked")
 def test_where_nothing_has_changed_no_framework_is_loaded(folder: Path) -> None:
-    check(folder)
     heavy = {"mlflow", "pandas", "numpy", "nbval", "pytest", "nbformat", "nbclient", "jupyter_client", "papermill"}
     code = f"""
 import sys
@@ -195,11 +213,11 @@ sys.exit(code or " ".join({heavy!r} & sys.modules.keys()))
     assert "01_make: unchanged" in done.stdout
 
 
+@pytest.mark.usefixtures("checked")
 @pytest.mark.parametrize(
     "change", ["notebook", "earlier notebook", "data", "new data", "project file", "sanitizer", "lock", "ruff", "force"]
 )
 def test_what_a_notebook_depends_on_makes_it_run_again(folder: Path, change: str) -> None:
-    check(folder)
     if change.endswith("notebook"):
         name = "01_make" if change == "earlier notebook" else "02_read"
         edit(folder / f"{name}.ipynb", lambda nb: nb["cells"][0].update(source=["# Another title"]))
@@ -228,8 +246,8 @@ def test_a_named_notebook_is_checked_after_those_before_it(folder: Path) -> None
         check(folder, "02_reed.ipynb")
 
 
+@pytest.mark.usefixtures("checked")
 def test_a_failure_is_not_remembered(folder: Path) -> None:
-    check(folder)
     edit(folder / "02_read.ipynb", lambda nb: nb["cells"][3]["outputs"][0]["data"].update({"text/plain": ["4"]}))
     assert not check(folder).passed
     assert not check(folder).passed
@@ -291,6 +309,7 @@ def add_error(nb: Any) -> None:
     nb["cells"][5]["outputs"] = [nbformat.v4.new_output("error", ename="KeyError", evalue="'b'", traceback=[])]
 
 
+ENDLESS = "while True:\n    pass"
 PARAMETERS = "n: int = 3  # how many rows"
 FAULTS: dict[str, tuple[Callable[[Any], object], str, str]] = {
     "number": (replace_output(6, "0.428", "0.429"), "outputs", "cell 6: text/plain line 1 is '"),
@@ -307,7 +326,7 @@ FAULTS: dict[str, tuple[Callable[[Any], object], str, str]] = {
     "dead kernel": (set_source(6, "import os\n\nos._exit(1)"), "runs", "cell 6: the kernel died"),
     "killed kernel": (set_source(6, "import os\n\nos.kill(os.getpid(), 9)"), "runs", "cell 6: the kernel died"),
     "exit": (set_source(6, "exit()"), "runs", "cell 6: it called exit()"),
-    "endless loop": (set_source(6, "while True:\n    pass"), "runs", "cell 6 was not done after 2 s"),
+    "endless loop": (set_source(6, ENDLESS), "runs", "cell 6 was not done after 2 s"),
     "stripped": (strip, "executed", "stripped: none of its 6 code cells was run, from cell 2 on"),
     "one cell stripped": (
         lambda nb: nb["cells"][5].update(outputs=[], execution_count=None), "executed", "cell 6 has execution count"
@@ -421,8 +440,8 @@ def test_a_broken_sanitizer_file_is_caught(folder: Path, text: str, fault: str) 
     assert fault in row.reason
 
 
+@pytest.mark.usefixtures("checked")
 def test_with_a_broken_sanitizer_nothing_passes_and_nothing_is_written(folder: Path) -> None:
-    check(folder)
     (folder / "sanitize.cfg").write_text("regex: \\d+\nreplace: N\nregex: (\nreplace: X\n")
     before = (folder / "01_make.ipynb").read_bytes()
     for _ in range(2):
@@ -593,12 +612,15 @@ def nbval(folder: Path, *options: str) -> str:
 
 
 def test_stock_nbval_agrees(folder: Path) -> None:
-    assert re.search(r"\b11 passed in", nbval(folder))
-    edit(folder / "01_make.ipynb", replace_output(6, "0.428", "0.429"))
-    edit(folder / "02_read.ipynb", set_source(6, "while True:\n    pass"))
+    for whole, faulty in (("01_make", "03_make"), ("02_read", "04_read")):
+        shutil.copy(folder / f"{whole}.ipynb", folder / f"{faulty}.ipynb")
+    edit(folder / "03_make.ipynb", replace_output(6, "0.428", "0.429"))
+    edit(folder / "04_read.ipynb", set_source(6, ENDLESS))
     told = nbval(folder, "--nbval-cell-timeout", "2")
-    assert re.search(r"\b2 failed, 9 passed in", told)
-    assert "01_make.ipynb::Cell 4" in told
+    assert re.search(r"\b2 failed, 20 passed in", told), told
+    assert re.findall(r"^FAILED \S*?(\w+\.ipynb::Cell \d)", told, re.MULTILINE) == [
+        *("03_make.ipynb::Cell 4", "04_read.ipynb::Cell 4"),
+    ]
     assert "Timeout of 2 seconds exceeded" in told
 
 

@@ -19,9 +19,11 @@ from typing import Any
 
 import nbformat
 import numpy as np
+import papermill.cli
 import psutil
 import pytest
 import workers
+from click.testing import CliRunner
 from mlflow.entities import Run
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -364,25 +366,27 @@ def test_an_expected_exception_is_no_failure(project: Project, folder: Path) -> 
     assert last_run(project).info.status == "FINISHED"
 
 
-def test_stock_papermill_runs_the_same_engine(project: Project, folder: Path) -> None:
+def test_stock_papermill_runs_the_same_engine(project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_notebook(folder, "from mlops_lib import notebooks\nnotebooks.record_result(alpha=alpha)")
     project_file = folder / "project.py"
     project_file.write_text(PROJECT_SOURCE)
     environment = {**os.environ, "MLFLOW_TRACKING_URI": project.tracking_uri, "MLOPS_PROJECT": str(project_file)}
-    papermill = [str(Path(sys.executable).with_name("papermill")), "--engine", "mlops", "--no-progress-bar"]
+    command = [str(Path(sys.executable).with_name("papermill")), "--engine", "mlops", "--no-progress-bar"]
     out = folder / "out.ipynb"
     done = subprocess.run(
-        [*papermill, "-p", "alpha", "0.25", path, out], env=environment, capture_output=True, text=True, check=False
+        [*command, "-p", "alpha", "0.25", path, out], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     run = last_run(project)
     assert run.info.status == "FINISHED"
     assert run.data.params["alpha"] == "0.25"
-    refused = subprocess.run(
-        [*papermill, "-p", "alfa", "0.25", path, out], env=environment, capture_output=True, text=True, check=False
-    )
-    assert refused.returncode != 0
-    assert "Did you mean 'alpha'" in refused.stderr
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", project.tracking_uri)
+    monkeypatch.setenv("MLOPS_PROJECT", str(project_file))
+    stock = ["--engine", "mlops", "--no-progress-bar", "-p", "alfa", "0.25", str(path), str(out)]
+    refused = CliRunner().invoke(papermill.cli.papermill, stock)  # the same command, its imports done
+    assert refused.exit_code != 0
+    assert "Did you mean 'alpha'" in str(refused.exception)
+    assert count_runs(project) == 1
 
 
 PROJECT_SOURCE = (

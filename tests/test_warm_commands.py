@@ -33,6 +33,8 @@ pytestmark = pytest.mark.skipif(not kernels.is_supported(), reason="commands are
 
 PYTHON = str(Path(sys.executable).with_name("python"))  # the one that the installed command names
 MLOPS = str(Path(sys.executable).with_name("mlops"))
+# What a server imports beside ``HEAVY``; kernels need it, commands do not.
+MORE = ("IPython", "ipykernel", "tornado")
 # An installed command whose work is the test's own: what the real one does, with another body.
 TOOL = """
 import os, sys
@@ -71,9 +73,9 @@ def warm() -> Iterator[int]:
 
 @pytest.fixture
 def light(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[int]:
-    """Give one test a server of its own, which finds nothing heavy to import; yield its process number."""
+    """Give one test that does something to its server one of its own, with nothing to import; yield its number."""
     directory = Path(tempfile.mkdtemp(prefix="mk-"))
-    for name in HEAVY:
+    for name in (*HEAVY, *MORE):
         write_module(tmp_path / "light", name, "raise ImportError")
     monkeypatch.setenv("MLOPS_RUNTIME_DIR", str(directory))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "light"))
@@ -192,18 +194,20 @@ print(matplotlib.get_backend())
     assert backend == other == "agg"
 
 
-def test_standard_files_are_the_callers(light: int, tool: Path) -> None:
+def test_standard_files_are_the_callers(tool: Path) -> None:
     body = "print(IS_WARM, input().upper(), *(os.isatty(i) for i in range(3))); print('bad', file=sys.stderr)"
     done = run(command(tool, body), input="hello\n")
     assert (done.stdout, done.stderr) == ("True HELLO False False False\n", "bad\n")
 
 
-def test_unbuffered_output_is_unbuffered(monkeypatch: pytest.MonkeyPatch, light: int, tool: Path) -> None:
+@pytest.fixture
+def unbuffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have it in the environment before ``light`` starts the server."""
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")
-    directory = Path(os.environ["MLOPS_RUNTIME_DIR"])
-    kernels.stop()
-    wait_until(lambda: not list(directory.glob("*.json")))
-    start_server(directory)
+
+
+@pytest.mark.usefixtures("unbuffered", "light")
+def test_unbuffered_output_is_unbuffered(tool: Path) -> None:
     streams = "(sys.stdin, sys.stdout, sys.stderr)"
     body = f"print([(s.write_through, s.line_buffering, type(s.buffer).__name__) for s in {streams}])"
     warm, cold = (run(command(tool, body), is_warm=is_warm) for is_warm in (True, False))
@@ -213,7 +217,7 @@ def test_unbuffered_output_is_unbuffered(monkeypatch: pytest.MonkeyPatch, light:
 
 
 @pytest.mark.parametrize("is_warm", [True, False])
-def test_on_a_terminal_colours_size_and_input_are_the_terminals(light: int, tool: Path, is_warm: bool) -> None:
+def test_on_a_terminal_colours_size_and_input_are_the_terminals(tool: Path, is_warm: bool) -> None:
     body = """
 import click
 size = os.get_terminal_size()
@@ -251,13 +255,13 @@ click.secho(input('name? '), fg='red')
         ("from threading import Timer; Timer(0.2, print, ('late',)).start()", 0),
     ],
 )
-def test_every_end_is_the_same(light: int, tool: Path, end: str, code: int) -> None:
+def test_every_end_is_the_same(tool: Path, end: str, code: int) -> None:
     cold, warm = (run(command(tool, f"print('begun', flush=True); {end}"), is_warm=w) for w in (False, True))
     assert (cold.stdout.split()[0], cold.returncode) == ("begun", code)
     assert (warm.stdout, warm.stderr, warm.returncode) == (cold.stdout, cold.stderr, cold.returncode)
 
 
-def test_an_edited_module_is_seen_by_the_next_command(light: int, tool: Path) -> None:
+def test_an_edited_module_is_seen_by_the_next_command(tool: Path) -> None:
     copy = tool.parent / "mlops_lib"
     shutil.copytree(Path(mlops_lib.__file__).parent, copy)
     for number in (1, 2):
@@ -304,17 +308,17 @@ def test_a_signal_to_the_client_stops_the_notebook_with_true_evidence(
     assert last_run(project).info.status == "KILLED"
 
 
-def test_a_command_dies_with_its_group_when_its_client_is_killed(light: int, tool: Path) -> None:
+def test_a_command_dies_with_its_group_when_its_client_is_killed(warm: int, tool: Path) -> None:
     process = begin(command(tool, WAIT + "time.sleep(600)"))
     pids = [int(pid) for pid in read_line(process).split()]
-    assert is_forked(pids[0], light)
+    assert is_forked(pids[0], warm)
     process.kill()
     process.communicate()
     for pid in pids:
         wait_until(lambda pid=pid: is_gone(pid))  # type: ignore[misc]
 
 
-def test_a_command_and_its_client_stop_and_go_on_together(light: int, tool: Path) -> None:
+def test_a_command_and_its_client_stop_and_go_on_together(tool: Path) -> None:
     process = begin(command(tool, WAIT + "time.sleep(600)"))
     pids = [process.pid, *(int(pid) for pid in read_line(process).split())]
     process.send_signal(signal.SIGTSTP)
@@ -327,14 +331,14 @@ def test_a_command_and_its_client_stop_and_go_on_together(light: int, tool: Path
     wait_until(lambda: all(is_gone(pid) for pid in pids))
 
 
-def test_an_ignored_hangup_is_ignored_by_the_command_too(light: int, tool: Path) -> None:
+def test_an_ignored_hangup_is_ignored_by_the_command_too(tool: Path) -> None:
     process = begin(["nohup", *command(tool, "print(IS_WARM, flush=True); import time; time.sleep(0.5); print('end')")])
     assert read_line(process) == "True"
     process.send_signal(signal.SIGHUP)
     assert process.communicate()[0] == "end\n"
 
 
-def test_a_finished_command_takes_nothing_of_others_with_it(light: int, tool: Path) -> None:
+def test_a_finished_command_takes_nothing_of_others_with_it(tool: Path) -> None:
     long = begin(command(tool, WAIT + "time.sleep(600)"))
     pids = [int(pid) for pid in read_line(long).split()]
     assert run(command(tool, "print(os.getpgid(0))")).returncode == 0
@@ -376,7 +380,7 @@ def test_nothing_is_started_for_a_command(light: int, tool: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [["-O"], ["-Wdefault"]])
-def test_interpreter_options_are_not_lost(light: int, tool: Path, options: list[str]) -> None:
+def test_interpreter_options_are_not_lost(tool: Path, options: list[str]) -> None:
     assert run(command(tool, "print(IS_WARM)", *options)).stdout == "False\n"
 
 
@@ -397,7 +401,7 @@ def test_help_and_what_handles_the_server_run_in_the_callers_process(
     assert not environ.exists()
 
 
-def test_a_version_that_is_asked_for_is_no_reason_to_run_in_the_callers_process(light: int, tool: Path) -> None:
+def test_a_version_that_is_asked_for_is_no_reason_to_run_in_the_callers_process(tool: Path) -> None:
     assert run([*command(tool, "print(IS_WARM)"), "score", "--version", "1"]).stdout == "True\n"
 
 
@@ -440,21 +444,21 @@ def test_a_broken_server_is_done_without(light: int, tool: Path, fault: str) -> 
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])
-def test_a_caller_without_standard_files_is_served_by_itself(light: int, tool: Path, closed: str) -> None:
+def test_a_caller_without_standard_files_is_served_by_itself(tool: Path, closed: str) -> None:
     line = command(tool, "open('is_warm', 'w').write(str(IS_WARM))")
     done = run(["sh", "-c", f'"$@" {closed}', "sh", *line], cwd=tool.parent)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tool.parent / "is_warm").read_text() == "False"
 
 
-def test_a_folder_that_is_gone_is_left_to_the_command(light: int, tool: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_gone_is_left_to_the_command(tool: Path, tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     line = command(tool, "print(IS_WARM)")
     done = run(["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", *line], cwd=tmp_path / "gone")
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
-def test_kernels_still_find_jsonschemas_grammar(light: int) -> None:
+def test_kernels_still_find_jsonschemas_grammar() -> None:
     from jupyter_client.manager import start_new_kernel
 
     manager, client = start_new_kernel(kernel_name="python3", env={**os.environ, **kernels.environment()})
