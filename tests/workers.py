@@ -111,6 +111,17 @@ def promote(project: Project, version: int, stage: str) -> registry.Entry:
 
 def train_and_die(project: Project, name: str, after: bool = False) -> None:
     """Train, log and register, and be killed where the named function is called, or where it returns."""
+    die_at(name, after=after)
+    register_model(project)
+
+
+def use_plain_store_and_die(uri: str, name: str) -> None:
+    """Do what :func:`use_plain_store` does, and be killed where the named function is called."""
+    die_at(name)
+    use_plain_store(uri)
+
+
+def die_at(name: str, *, after: bool = False) -> None:
     module, _, attribute = name.rpartition(".")
     owner = pkgutil.resolve_name(module)
     function = getattr(owner, attribute)
@@ -121,7 +132,6 @@ def train_and_die(project: Project, name: str, after: bool = False) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(owner, attribute, die)
-    register_model(project)
 
 
 def register_many(project: Project, model_uri: str, n_versions: int) -> list[int]:
