@@ -122,6 +122,7 @@ def use_plain_store_and_die(uri: str, name: str) -> None:
 
 
 def die_at(name: str, *, after: bool = False) -> None:
+    """Kill this process where the named function will be called, or where it returns."""
     module, _, attribute = name.rpartition(".")
     owner = pkgutil.resolve_name(module)
     function = getattr(owner, attribute)

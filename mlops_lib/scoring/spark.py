@@ -169,7 +169,7 @@ def _ship(spark: Any, job: Job, project: Project, model: Path) -> Shipped:
         for name in manifest:
             archive.write(model / name, name)
     spark.addArtifacts(str(folder / file), file=True)
-    return Shipped(job.scorer, file, manifest, project.trusted_types, pd.DataFrame())
+    return Shipped(replace(job.scorer, model=None), file, manifest, project.trusted_types, pd.DataFrame())
 
 
 def _raise_for_refusal(spark: Any, master: str, shipped: Shipped) -> None:
@@ -177,7 +177,6 @@ def _raise_for_refusal(spark: Any, master: str, shipped: Shipped) -> None:
 
     A refusal that is raised in a task ends its Python worker, and Spark tries again three times, each in a new one.
     """
-    shipped = replace(shipped, scorer=replace(shipped.scorer, model=None))
     told = spark.range(0, 1, 1, 1).mapInArrow(shipped.try_loading, "refused string").collect()
     if told:
         raise SparkError(master, told[0]["refused"].rstrip("."))
@@ -189,18 +188,16 @@ def _score(spark: Any, source: str, draft: Path, job: Job, shipped: Shipped) -> 
     from pyspark.sql import functions as F  # noqa: N812, PLC0415 - as everybody writes it
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema  # noqa: PLC0415
 
-    frame = spark.read.parquet(source)
-    keys = list(shipped.scorer.contract.keys)
+    frame, contract = spark.read.parquet(source), job.scorer.contract
+    keys = list(contract.keys)
     known = functools.reduce(lambda one, other: one & other, [F.col(key).isNotNull() for key in keys])
     again = frame.where(known).groupBy(*keys).count().where("count > 1").select(*keys)
-    repeated = contracts.read_keys(shipped.scorer.contract, again.toArrow())
+    repeated = contracts.read_keys(contract, again.toArrow())
     columns = to_arrow_schema(frame.schema, timezone="UTC")
     none = pa.record_batch([pa.array([], field.type) for field in columns], schema=columns)
-    split = contracts.split_batch(shipped.scorer.contract, none)
-    nothing = shipped.scorer.score(none, split, pd.DataFrame())
+    nothing = job.scorer.score(none, contracts.split_batch(contract, none), pd.DataFrame())
     schema = from_arrow_schema(_structs(nothing).schema)
-    shipped = replace(shipped, scorer=replace(shipped.scorer, model=None), repeated=repeated)
-    scored = frame.mapInArrow(shipped, schema)
+    scored = frame.mapInArrow(replace(shipped, repeated=repeated), schema)
     scored = scored.persist(StorageLevel.DISK_ONLY)
     try:
         scored.where("good is not null").select("good.*").write.parquet(str(draft / "good"))
