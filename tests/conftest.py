@@ -1,9 +1,12 @@
 """What every test may use: a toy project with real files, a real store, real models."""
+# ruff: noqa: E402
 
 from __future__ import annotations
 
-import contextlib
 import gc
+
+gc.disable()  # imports make a million objects that stay; ``pytest_collection_finish`` enables it again
+import contextlib
 import json
 import os
 import re
@@ -106,7 +109,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupSchedul
 
 def pytest_collection_finish() -> None:
     """Spare the garbage collector what was imported: it would look through a million objects again and again."""
+    collect_rarely()
+
+
+def collect_rarely() -> None:
+    """Let the garbage collector look at what comes from now on, and less often than Python does."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ race is a race of what is tested, not of who imports MLflow first.
 from __future__ import annotations
 
 import functools
-import gc
 import multiprocessing
 import os
 import pkgutil
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import register_model
+from conftest import collect_rarely, register_model
 from mlflow.tracking import MlflowClient
 
 from mlops_lib import registry, store
@@ -29,12 +28,7 @@ from mlops_lib.registry import moves
 
 _barrier: list[Any] = []
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOAD = """
-    workers mlops_lib.gates mlops_lib.notebooks.run mlops_lib.scoring mlflow.sklearn alembic.command alembic.config
-    mlflow.store.tracking.sqlalchemy_workspace_store mlflow.store.model_registry.sqlalchemy_store
-    sqlalchemy.dialects.sqlite sqlalchemy.dialects.postgresql.psycopg
-""".split()  # noqa: SIM905 - as a list it would be ten lines
-CONTEXT.set_forkserver_preload(PRELOAD)
+CONTEXT.set_forkserver_preload(["preloaded"])
 
 
 @functools.cache
@@ -54,7 +48,7 @@ def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
 
 
 def _begin(function: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    gc.freeze()  # what the server imported is shared: a look at it would copy it
+    collect_rarely()  # what the server imported is shared: a look at it would copy it
     os.environ.pop("PYTHONPATH", None)
     function(*arguments)
 
