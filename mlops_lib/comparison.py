@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import mlflow
 import pandas as pd
 import yaml
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import contracts, data, evaluation, gates, registry, tracking
+from mlops_lib import contracts, data, evaluation, gates, registry, store, tracking
 from mlops_lib.errors import NothingToCompareError
 from mlops_lib.project import Project
 from mlops_lib.registry import Release, Version
@@ -183,9 +182,9 @@ def _read_environment(version: Version, lineage: Mapping[str, str]) -> dict[str,
     """Return Python and the packages that the model's own files pin, and the fingerprint of the lock."""
     uri = MlflowClient().get_logged_model(version.model_id).artifact_location
     found = {"requirements.lock": lineage.get("lock", "").removeprefix("sha256:")[:12]}
-    packages = mlflow.artifacts.load_text(f"{uri}/requirements.txt").splitlines()
+    packages = store.read_artifact(uri, "requirements.txt").splitlines()
     found |= {name: number for name, _, number in (line.partition("==") for line in packages) if name}
-    python = yaml.safe_load(mlflow.artifacts.load_text(f"{uri}/python_env.yaml"))
+    python = yaml.safe_load(store.read_artifact(uri, "python_env.yaml"))
     return {"python": str(python.get("python", "")), **found}
 
 

@@ -237,6 +237,18 @@ class StorePermissionError(MlopsError, PermissionError):
 
 
 @dataclass(eq=False)
+class ProjectNotLoadedError(MlopsError, ValueError):
+    """A project as its file defines it, without what the environment adds."""
+
+    def __str__(self) -> str:
+        """Say what adds it."""
+        return (
+            "This project has no store: it was imported from its file, not loaded. `load_project()` returns it with "
+            "the store, the actor and the secrets of this environment. Nothing was changed."
+        )
+
+
+@dataclass(eq=False)
 class StoreUnreachableError(MlopsError, ConnectionError):
     """A tracking server or database that does not answer."""
 

@@ -37,7 +37,13 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from mlops_lib.errors import StoreBrokenError, StorePermissionError, StoreReadOnlyError, StoreUnreachableError
+from mlops_lib.errors import (
+    ProjectNotLoadedError,
+    StoreBrokenError,
+    StorePermissionError,
+    StoreReadOnlyError,
+    StoreUnreachableError,
+)
 
 CONNECT_TIMEOUT_S = 5.0
 BUILDING_LOCK = 0x6D6C6F7073  # key of the advisory lock, per database; "mlops" in ASCII
@@ -55,9 +61,11 @@ def connect(uri: str) -> MlflowClient:
 
     Raises
     ------
-    StoreUnreachableError, StoreReadOnlyError, StoreBrokenError
+    ProjectNotLoadedError, StoreUnreachableError, StoreReadOnlyError, StoreBrokenError
         Nothing was changed.
     """
+    if not uri:
+        raise ProjectNotLoadedError
     path, mark = sqlite_path(uri), (uri, 0)
     if path is not None:
         if not path.is_absolute():
@@ -119,12 +127,13 @@ def read_artifact(location: str, name: str) -> str:
         path = Path(folder) / "artifact"
         try:
             get_artifact_repository(location)._download_file(name, str(path))
-        except FileNotFoundError:
-            raise
-        except OSError as error:  # those of requests are such too
+        except (MlflowException, OSError) as error:  # those of requests are the latter too
             answer = getattr(error, "response", None)
-            if answer is not None and answer.status_code == http.HTTPStatus.NOT_FOUND:
+            is_gone = answer is not None and answer.status_code == http.HTTPStatus.NOT_FOUND
+            if is_gone or getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 raise FileNotFoundError(f"{location}/{name}") from error
+            if isinstance(error, MlflowException | FileNotFoundError):
+                raise
             raise MlflowException(str(error)) from error
         return path.read_text(encoding="utf-8")
 

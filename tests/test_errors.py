@@ -27,6 +27,11 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "Project(...)` at top level. Nothing was run.",
     ),
     (
+        errors.ProjectNotLoadedError(),
+        "This project has no store: it was imported from its file, not loaded. `load_project()` returns it with the "
+        "store, the actor and the secrets of this environment. Nothing was changed.",
+    ),
+    (
         errors.UnknownStageError("prd", ("dev", "staging", "prod")),
         "There is no stage 'prd'. The project declares dev, staging, prod. Did you mean 'prod'? Nothing was changed.",
     ),

@@ -43,6 +43,7 @@ from mlops_lib.errors import (
     SecretParameterError,
     UnknownParameterError,
 )
+from mlops_lib.notebooks.cache import INPUTS_FILE
 from mlops_lib.notebooks.signature import check_values, parse_value, read_signature
 from mlops_lib.project import Project, load_project
 
@@ -643,6 +644,15 @@ def test_a_cached_run_gives_its_report_back_where_the_local_copy_is_gone(cachabl
     assert again.cached
     assert again.html_path.exists()
     assert again.executed_path.exists()
+
+
+def test_a_run_whose_files_were_deleted_from_the_store_is_not_given_back(cachable: Project, folder: Path) -> None:
+    path = write_notebook(folder, READER, RESULT)
+    first = run_cached(cachable, path)
+    for file in (cachable.root / "mlartifacts").rglob(INPUTS_FILE):
+        file.unlink()
+    again = run_cached(cachable, path)
+    assert (again.cached, again.result) == (False, first.result)
 
 
 def test_changing_markdown_runs_nothing_again(cachable: Project, folder: Path) -> None:

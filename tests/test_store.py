@@ -14,8 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from mlops_lib import store
-from mlops_lib.errors import MlopsError, StoreBrokenError, StoreReadOnlyError, StoreUnreachableError
+from mlops_lib import registry, store
+from mlops_lib.errors import (
+    MlopsError,
+    ProjectNotLoadedError,
+    StoreBrokenError,
+    StoreReadOnlyError,
+    StoreUnreachableError,
+)
+from mlops_lib.project import Project
 
 
 def uri_of(path: Path) -> str:
@@ -125,6 +132,13 @@ def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreUnreachableError):
         store.connect(uri_of(tmp_path / "file/mlflow.db"))
+
+
+def test_a_project_that_was_imported_instead_of_loaded_is_told_what_it_lacks(tmp_path: Path) -> None:
+    paths = {"arrivals": "a/{period}.parquet", "labels": "l/{period}.parquet"}
+    imported = Project(name="toy", root=tmp_path, target="y", keys=("id",), features=(), **paths)
+    with pytest.raises(ProjectNotLoadedError, match=r"`load_project\(\)` returns it with the store"):
+        registry.history(imported)
 
 
 def test_a_server_that_is_down_is_told(closed_port: int) -> None:

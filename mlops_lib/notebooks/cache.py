@@ -15,11 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import data, registry
+from mlops_lib import data, registry, store
 from mlops_lib.project import Project
 
 KEY_TAG = "mlops.key"
@@ -62,7 +61,10 @@ def find_run(project: Project, client: MlflowClient, experiment_id: str, key: st
         max_results=20,
     )
     for run in found:
-        inputs: Any = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/{INPUTS_FILE}")  # a list of dicts
+        try:
+            inputs = json.loads(store.read_artifact(run.info.artifact_uri, INPUTS_FILE))
+        except FileNotFoundError:  # somebody has deleted what it read and wrote
+            continue
         if all(_is_unchanged(project, entry) for entry in inputs):
             return run
     return None

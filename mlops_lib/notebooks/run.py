@@ -240,7 +240,7 @@ class _Execution:
                 mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{file.name}", dst_path=str(folder))
         result = find_result(read_notebook(executed))
         if result:  # nbformat has sorted its keys
-            result = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/result.json")
+            result = json.loads(store.read_artifact(run.info.artifact_uri, "result.json"))
         duration_s = (run.info.end_time - run.info.start_time) / 1000  # as long as it took then
         return NotebookRun(self.path, run.info.run_id, self.values, result, executed, html, duration_s, cached=True)
 
