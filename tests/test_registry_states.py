@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import close_databases, copy_store, make_project
 from crashes import Died, dying_after, raise_died
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from stages import aliases, force_to_prod, standing
@@ -19,6 +19,7 @@ from stages import aliases, force_to_prod, standing
 from mlops_lib import data, registry, tracking
 from mlops_lib.errors import MlopsError
 from mlops_lib.project import Project
+from mlops_lib.registry.ledger import Ledger
 from mlops_lib.report import Report, Row
 
 STAGES = ("dev", "staging", "prod")
@@ -223,6 +224,21 @@ class Registry(RuleBasedStateMachine):
         assert report.passed, str(report)
         known = {v.version for v in registry.list_versions(self.project)}
         assert set(self.model.digests) <= known
+
+
+@given(st.lists(st.tuples(st.booleans(), versions)))
+def test_rollbacks_go_back_through_what_the_model_says(moves: list[tuple[bool, int]]) -> None:
+    model, entries = Model(digests=dict.fromkeys(range(1, 5), "")), ()
+    other = ("operation", "previous", "from_version", "model_id", "digest", "verdict", "actor", "at", "reason")
+    for is_rollback, number in moves:
+        target = model.rollback_target("prod", number) if is_rollback else number
+        if target in (None, model.now["prod"]):
+            continue
+        (model.rollback if is_rollback else model.move)("prod", target)
+        action = "rollback" if is_rollback else "promote"
+        facts = {"number": len(entries) + 1, "action": action, "stage": "prod", "version": target}
+        entries = (*entries, registry.Entry(**dict.fromkeys(other, "") | facts))
+        assert [entry.version for entry in Ledger("toy", entries).undo("prod")] == model.undo["prod"]
 
 
 @pytest.mark.timeout(900)

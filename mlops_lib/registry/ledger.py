@@ -28,7 +28,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, NotRequired, ParamSpec, TypedDict, TypeVar, Unpack
 
 from mlflow.entities import Run, ViewType
 from mlflow.entities.model_registry import RegisteredModel
@@ -382,13 +382,22 @@ def found(project: Project, client: MlflowClient) -> Ledger:
     return open_ledger(project, client)
 
 
-def append(project: Project, client: MlflowClient, seen: Ledger, **facts: Any) -> Entry:
-    """Write the entry that follows ``seen``, if nobody else has written one since; then let the aliases follow.
+class Facts(TypedDict):
+    """What a caller says in an entry; number, time, actor and the hash of the entry before follow from the ledger."""
 
-    Parameters
-    ----------
-    facts
-        As :func:`_write` takes them.
+    action: str
+    stage: str
+    version: int
+    reason: str
+    from_version: NotRequired[int | None]
+    model_id: NotRequired[str]
+    digest: NotRequired[str]
+    verdict: NotRequired[str]
+    operation: NotRequired[str | None]
+
+
+def append(project: Project, client: MlflowClient, seen: Ledger, **facts: Unpack[Facts]) -> Entry:
+    """Write the entry that follows ``seen``, if nobody else has written one since; then let the aliases follow.
 
     Raises
     ------
@@ -399,7 +408,7 @@ def append(project: Project, client: MlflowClient, seen: Ledger, **facts: Any) -
 
 
 def append_latest(
-    project: Project, client: MlflowClient, decide: Callable[[Ledger], dict[str, Any]], seen: Ledger | None = None
+    project: Project, client: MlflowClient, decide: Callable[[Ledger], Facts], seen: Ledger | None = None
 ) -> Entry:
     """Append what ``decide`` makes of the ledger, deciding again whenever somebody was faster.
 
@@ -414,38 +423,24 @@ def append_latest(
         seen = after
 
 
-def _write(
-    project: Project,
-    client: MlflowClient,
-    seen: Ledger,
-    *,
-    action: str,
-    stage: str,
-    version: int,
-    reason: str,
-    from_version: int | None = None,
-    model_id: str = "",
-    digest: str = "",
-    verdict: str = "",
-    operation: str | None = None,
-) -> tuple[Entry, Ledger]:
+def _write(project: Project, client: MlflowClient, seen: Ledger, **facts: Unpack[Facts]) -> tuple[Entry, Ledger]:
     """Write the entry that follows ``seen``, if nobody else has written one since; return it and the ledger by now."""
     if not seen.run_id:
         seen = found(project, client)
     entry = Entry(
         number=len(seen.entries) + 1,
-        operation=operation or uuid.uuid4().hex,
+        operation=facts.get("operation") or uuid.uuid4().hex,
         previous=seen.head,
-        action=action,
-        stage=stage,
-        version=version,
-        from_version=from_version,
-        model_id=model_id,
-        digest=digest,
-        verdict=verdict,
+        action=facts["action"],
+        stage=facts["stage"],
+        version=facts["version"],
+        from_version=facts.get("from_version"),
+        model_id=facts.get("model_id", ""),
+        digest=facts.get("digest", ""),
+        verdict=facts.get("verdict", ""),
         actor=project.actor,
         at=_now(seen),
-        reason=reason,
+        reason=facts["reason"],
     )
     text = entry.to_json()
     if len(text) > ENTRY_LIMIT:

@@ -7,8 +7,6 @@ authentication a second person is a matter of trust, and of the record.
 
 from __future__ import annotations
 
-from typing import Any
-
 from mlops_lib import store
 from mlops_lib.errors import (
     ApprovalRefusedError,
@@ -20,6 +18,7 @@ from mlops_lib.errors import (
 from mlops_lib.project import Project
 from mlops_lib.registry.ledger import (
     Entry,
+    Facts,
     Ledger,
     answered,
     append,
@@ -235,7 +234,7 @@ def _set_frozen(project: Project, action: str, stage: str, reason: str) -> Entry
     raise_for_length(project, reason)
     client = store.connect(project.tracking_uri)
 
-    def decide(seen: Ledger) -> dict[str, Any]:
+    def decide(seen: Ledger) -> Facts:
         refused = FreezeRefusedError
         if not reason.strip():
             raise refused(project.name, stage, action, "it takes a reason")
@@ -248,8 +247,10 @@ def _set_frozen(project: Project, action: str, stage: str, reason: str) -> Entry
         if not seen.entries:
             raise refused(project.name, stage, action, "nothing is registered yet")
         standing = seen.standing.get(stage)
-        facts = {"action": action, "stage": stage, "reason": reason, "version": standing.version if standing else 0}
-        return {**facts, "digest": standing.digest, "model_id": standing.model_id} if standing else facts
+        facts: Facts = {"action": action, "stage": stage, "version": 0, "reason": reason}
+        if standing:
+            facts |= {"version": standing.version, "model_id": standing.model_id, "digest": standing.digest}
+        return facts
 
     return append_latest(project, client, decide)
 
@@ -278,7 +279,7 @@ def approve(project: Project, version: int, stage: str, *, reason: str) -> Entry
     raise_for_length(project, reason)
     client = store.connect(project.tracking_uri)
 
-    def decide(seen: Ledger) -> dict[str, Any]:
+    def decide(seen: Ledger) -> Facts:
         def refuse(why: str) -> ApprovalRefusedError:
             return ApprovalRefusedError(project.name, number, stage, why)
 
@@ -295,9 +296,15 @@ def approve(project: Project, version: int, stage: str, *, reason: str) -> Entry
         authors = {registration.actor, tags.get("mlops.actor"), tags.get("mlflow.user")}
         if project.actor in authors:
             raise refuse(f"{project.actor} is its author")
-        verdict = verdict_digest(read_verdict(client, made))
-        same = {"model_id": registration.model_id, "digest": registration.digest, "verdict": verdict}
-        return {"action": "approve", "stage": stage, "version": number, "reason": reason, **same}
+        return {
+            "action": "approve",
+            "stage": stage,
+            "version": number,
+            "reason": reason,
+            "model_id": registration.model_id,
+            "digest": registration.digest,
+            "verdict": verdict_digest(read_verdict(client, made)),
+        }
 
     return append_latest(project, client, decide)
 
@@ -337,14 +344,16 @@ def delete_version(project: Project, version: int, *, reason: str) -> Entry:
     raise_for_length(project, reason)
     client = store.connect(project.tracking_uri)
 
-    def decide(seen: Ledger) -> dict[str, Any]:
+    def decide(seen: Ledger) -> Facts:
         number = int(find(project, client, seen, version).version)
         why = "it takes a reason" if not reason.strip() else _why_needed(project, seen, number)
         if why:
             raise DeletionRefusedError(project.name, number, why)
-        entry = seen.registration(number)
-        same = {"model_id": entry.model_id, "digest": entry.digest} if entry else {}
-        return {"action": "delete", "stage": "", "version": number, "reason": reason, **same}
+        facts: Facts = {"action": "delete", "stage": "", "version": number, "reason": reason}
+        registration = seen.registration(number)
+        if registration:
+            facts |= {"model_id": registration.model_id, "digest": registration.digest}
+        return facts
 
     return append_latest(project, client, decide)
 

@@ -28,6 +28,7 @@ from mlops_lib.errors import (
 from mlops_lib.project import Project
 from mlops_lib.registry.ledger import (
     Entry,
+    Facts,
     Ledger,
     answered,
     append_latest,
@@ -157,7 +158,7 @@ def register(
     _delete_twins(project, client, number, operation)
     stage = project.stages[0]
 
-    def enter(seen: Ledger) -> dict[str, Any]:  # another registration only moves the stage on: follow it
+    def enter(seen: Ledger) -> Facts:  # another registration only moves the stage on: follow it
         return {
             "action": "register",
             "stage": stage,
