@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from sqlalchemy import create_engine
-
 from mlops_lib.errors import MlopsError
 
 EPILOG = """example:
@@ -89,6 +87,7 @@ def build(options: argparse.Namespace) -> None:
     store.connect(options.uri)
     if not options.no_auth:
         from mlflow.server.auth.db.utils import migrate_if_needed  # noqa: PLC0415 - it reads the environment
+        from sqlalchemy import create_engine  # noqa: PLC0415
 
         migrate_if_needed(create_engine(options.uri), "head")
 

@@ -72,15 +72,17 @@ def make_model(C: float = 1.0, *, features: tuple[str, ...] = FEATURES) -> Pipel
 
 
 # What is started first, so that it is not what the others wait for; the other groups are the files.
-LONGEST = ["test_spark.py", "http", "test_sweep.py", "postgres", "test_server.py", "test_warm_commands.py"]
-LONGEST += ["test_browser.py", "test_check.py"]
+LONGEST = ["http", "test_spark.py", "postgres", "test_sweep.py", "test_warm_commands.py", "test_browser.py"]
+LONGEST += ["test_check.py"]
+# Files whose tests need the server or the cluster, and do not say so by a parameter.
+OF_A_STORE = {"test_lost_answer.py": "http", "test_server.py": "http", "test_first_use.py": "postgres"}
 
 
 def group_of(nodeid: str) -> str:
     """Return the tests that one process runs together: a file's, or those that need the MLflow server or PostgreSQL."""
     file = nodeid.partition("::")[0].rpartition("/")[2]
     store_of = re.search(r"[\[-](http|postgres)[\]-]", nodeid)
-    return "http" if file == "test_lost_answer.py" else store_of[1] if store_of else file
+    return OF_A_STORE.get(file) or (store_of[1] if store_of else file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

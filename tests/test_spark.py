@@ -39,7 +39,7 @@ from mlops_lib.scoring import spark
 
 HAS_SPARK = importlib.util.find_spec("pyspark") is not None and shutil.which("java") is not None
 needs_spark = pytest.mark.skipif(not HAS_SPARK, reason="Spark or Java is missing: run ci/setup-spark")
-MASTER = "local-cluster[2,1,1024]"  # two executors, each a process of its own
+MASTER = "local-cluster[1,2,1024]"  # an executor that is a process of its own, with two Python workers
 COLUMNS = ["thing_id", "prediction", "prediction_id", "model_name", "model_version", "model_digest"]
 
 
