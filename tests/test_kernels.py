@@ -281,8 +281,6 @@ def test_a_graceful_shutdown_runs_exit_handlers_and_leaves_no_files(warm, tmp_pa
     assert list(warm.glob("k-*")) == []
 
 
-# A kernel may end before jupyter_client's heartbeat thread has begun: it then asks a ZeroMQ context that has gone.
-@pytest.mark.filterwarnings("ignore:Exception in thread:pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_death_of_a_kernel_is_noticed_and_its_exit_status_known():
     with kernel() as run:
         run.client.execute("import os; os.kill(os.getpid(), 9)")

@@ -176,11 +176,16 @@ print(json.dumps({
 import matplotlib.pyplot
 print(matplotlib.get_backend())
 """
+
+    def restrict() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        resource.setrlimit(resource.RLIMIT_NOFILE, (77, resource.getrlimit(7)[1]))
+
     options: dict[str, Any] = {
         "cwd": tmp_path,
         "umask": 0o027,
         "env": {"COLOUR": "blue", "TMPDIR": str(tmp_path), "TZ": "Asia/Tokyo"},
-        "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (77, resource.getrlimit(7)[1])),
+        "preexec_fn": restrict,
     }
     warm, cold = (run(command(tool, body), is_warm=w, input="", **options) for w in (True, False))
     assert warm.stderr == cold.stderr == ""

@@ -129,7 +129,8 @@ def run_command() -> int | None:
     if python is None or is_here or not is_plain:
         return None
     env = dict(os.environ)
-    request = {"script": sys.argv[0], "argv": sys.argv, "path": sys.path, "env": env}
+    ignored = [number for number in _forwarded() if signal.getsignal(number) == signal.SIG_IGN]  # nohup, or a shell's &
+    request = {"script": sys.argv[0], "argv": sys.argv, "path": sys.path, "env": env, "ignored": ignored}
     try:
         key = kernels.compute_key(python, env)
         request["cwd"] = str(Path.cwd())
@@ -155,10 +156,14 @@ def _forward_signals(process: WarmProcess) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
         process.send_signal(signal.SIGCONT)
 
-    handlers = dict.fromkeys((signal.Signals[name] for name in _FORWARDED), forward) | {signal.SIGTSTP: pause}
+    handlers = dict.fromkeys(_forwarded(), forward) | {signal.SIGTSTP: pause}
     for number, handler in handlers.items():
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def _forwarded() -> list[signal.Signals]:
+    return [signal.Signals[name] for name in _FORWARDED]  # Windows has not all of them
 
 
 def _read_umask() -> int:

@@ -332,6 +332,8 @@ def prepare_command(request: dict[str, Any]) -> Callable[[], None]:
     script = request["script"]
     Path("/proc/self/comm").write_text(Path(script).name)
     sys.argv, sys.path[:] = request["argv"], request["path"]
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
     if "pandas" in sys.modules:
         sys.modules["pandas"].set_option("display.max_columns", 0)  # what it is where `preload` has played no notebook
     main = types.ModuleType("__main__")
