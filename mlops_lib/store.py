@@ -128,11 +128,11 @@ def read_artifact(location: str, name: str) -> str:
         try:
             get_artifact_repository(location)._download_file(name, str(path))
         except (MlflowException, OSError) as error:  # those of requests are the latter too
-            answer = getattr(error, "response", None)
-            is_gone = answer is not None and answer.status_code == http.HTTPStatus.NOT_FOUND
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            is_gone = isinstance(error, FileNotFoundError) or status == http.HTTPStatus.NOT_FOUND
             if is_gone or getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 raise FileNotFoundError(f"{location}/{name}") from error
-            if isinstance(error, MlflowException | FileNotFoundError):
+            if isinstance(error, MlflowException):
                 raise
             raise MlflowException(str(error)) from error
         return path.read_text(encoding="utf-8")

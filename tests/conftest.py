@@ -231,6 +231,15 @@ def server_uri(postgres: servers.Postgres, tmp_path_factory: pytest.TempPathFact
         yield address
 
 
+@pytest.fixture(scope="session")
+def plain_server(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Iterator[str]:
+    """Return the address of MLflow's server as it comes, with one worker over SQLite."""
+    folder = tmp_path_factory.mktemp("plain")
+    shutil.copy(migrated_store / "mlflow.db", folder)  # the server would build its schema first
+    with servers.run_mlflow(f"sqlite:///{folder / 'mlflow.db'}", folder) as address:
+        yield address
+
+
 @pytest.fixture(params=["sqlite", "postgres", "http"])
 def any_store_project(request: pytest.FixtureRequest, project: Project) -> Project:
     """Return the toy project on SQLite, on PostgreSQL directly and on a server; there its name is one of its own."""

@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-import servers
 from click.testing import CliRunner
 from conftest import make_rows, register_model
 from contract_inputs import CONTRACT, SPARK, Input
@@ -39,7 +38,7 @@ from mlops_lib.scoring import spark
 
 HAS_SPARK = importlib.util.find_spec("pyspark") is not None and shutil.which("java") is not None
 needs_spark = pytest.mark.skipif(not HAS_SPARK, reason="Spark or Java is missing: run ci/setup-spark")
-MASTER = "local-cluster[1,2,1024]"  # an executor that is a process of its own, with two Python workers
+MASTER = "local-cluster[2,1,1024]"  # two executors, each a process of its own
 COLUMNS = ["thing_id", "prediction", "prediction_id", "model_name", "model_version", "model_digest"]
 
 
@@ -180,24 +179,15 @@ def test_what_is_refused_on_one_machine_is_refused_on_spark(project: Project, so
 SCORE = "from mlops_lib import notebooks\nassert kind != 'bad', 'a bad kind'\nnotebooks.record_result(score=alpha * n)"
 
 
-@pytest.fixture(scope="module")
-def small_server(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Iterator[str]:
-    """Return the address of a server with one worker: here its trials are what runs elsewhere, not its store."""
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(migrated_store / "mlflow.db", folder)
-    with servers.run_mlflow(f"sqlite:///{folder / 'mlflow.db'}", folder) as address:
-        yield address
-
-
 @pytest.fixture
-def shared_project(project: Project, small_server: str) -> Project:
-    """Return a project with a file, a notebook, and its store on a server."""
+def shared_project(project: Project, plain_server: str) -> Project:
+    """Return a project with a file, a notebook, and its store on a server: here the trials run elsewhere."""
     name = f"toy-{uuid.uuid4().hex[:8]}"
     folder = project.root / "notebooks"
     parameters = "alpha: float = 0.5  # strength\nn: int = 1  # how many\nkind: str = 'good'  # or bad"
     write_notebook(folder, SCORE, parameters=parameters)
     (folder / "project.py").write_text(PROJECT_SOURCE.replace("'toy'", repr(name)))
-    return replace(project, name=name, tracking_uri=small_server, file=folder / "project.py", actor="ada")
+    return replace(project, name=name, tracking_uri=plain_server, file=folder / "project.py", actor="ada")
 
 
 @needs_spark

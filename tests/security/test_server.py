@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import shutil
 import stat
 import subprocess
 from base64 import b64encode
@@ -56,15 +55,6 @@ def team(postgres: servers.Postgres, tmp_path_factory: pytest.TempPathFactory) -
         yield found
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path) -> Iterator[str]:
-    """Return the address of MLflow's server as it comes, the control."""
-    folder = tmp_path_factory.mktemp("plain")
-    shutil.copy(migrated_store / "mlflow.db", folder)  # the server would build its schema first
-    with servers.run_mlflow(f"sqlite:///{folder / 'mlflow.db'}", folder) as address:
-        yield address
-
-
 def ask(
     address: str, path: str, *, method: str = "GET", host: str | None = None, account: str = "", body: bytes = b""
 ) -> int:
@@ -98,9 +88,9 @@ def test_nobody_without_an_account_gets_an_answer(team: Team, path: str) -> None
     assert ask(team.address, path, account="admin:a wrong password") == 401
 
 
-def test_the_account_that_was_made_gets_one(team: Team, plain: str, record: Record) -> None:
+def test_the_account_that_was_made_gets_one(team: Team, plain_server: str, record: Record) -> None:
     assert ask(team.address, LIST, account=f"admin:{team.password}") == 200
-    assert ask(plain, LIST) == 200
+    assert ask(plain_server, LIST) == 200
     record(30, plain="anybody reads without an account", ours="no answer without an account")
 
 
@@ -111,14 +101,16 @@ def test_a_foreign_host_name_is_refused(team: Team, host: str) -> None:
     assert ask(team.address, LIST, host=host, account=f"admin:{team.password}") == 403
 
 
-def test_a_host_name_that_looks_like_a_private_address_is_refused(team: Team, plain: str, record: Record) -> None:
+def test_a_host_name_that_looks_like_a_private_address_is_refused(
+    team: Team, plain_server: str, record: Record
+) -> None:
     assert ask(team.address, LIST, host="10.evil.com", account=f"admin:{team.password}") == 403
-    assert ask(plain, LIST, host="10.evil.com") == 200
+    assert ask(plain_server, LIST, host="10.evil.com") == 200
     record(30, plain="`Host: 10.evil.com` is answered", ours="`Host: 10.evil.com` is refused")
 
 
 def test_a_stranger_replaces_no_model_file(
-    team: Team, plain: str, project: Project, monkeypatch: pytest.MonkeyPatch, record: Record
+    team: Team, plain_server: str, project: Project, monkeypatch: pytest.MonkeyPatch, record: Record
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", team.password)
@@ -130,9 +122,9 @@ def test_a_stranger_replaces_no_model_file(
     assert registry.load_model(ours, made.version).digest == made.digest
 
     monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
-    theirs = replace(project, tracking_uri=plain)
+    theirs = replace(project, tracking_uri=plain_server)
     made = register_model(theirs)
-    assert ask(plain, artifact_path(theirs, made, "model.skops"), method="PUT", body=b"another model") == 200
+    assert ask(plain_server, artifact_path(theirs, made, "model.skops"), method="PUT", body=b"another model") == 200
     with pytest.raises(ModelFileError, match=r"'model.skops' has been changed"):
         registry.load_model(theirs, made.version)
     record(30, plain="anybody replaces a registered model's file", ours="no file is replaced without an account")
