@@ -82,7 +82,7 @@ def keep(path: Path, value: str) -> str:
 
 def build(options: argparse.Namespace) -> None:
     """Build MLflow's schema and, for the accounts, another one beside it: its workers would race for both."""
-    from mlops_lib import store  # noqa: PLC0415 - seconds, and a wrong use is told at once
+    from mlops_lib.tracking import store  # noqa: PLC0415 - seconds, and a wrong use is told at once
 
     store.connect(options.uri)
     if not options.no_auth:

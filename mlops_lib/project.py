@@ -74,7 +74,8 @@ class Project:
     trusted_types : tuple of str
         Types of an installed package of yours that a model file may contain.
     trusted_keys : tuple of str
-        Public keys (``ed25519:…``, see :mod:`mlops_lib.signing`); with any, only what one of them has signed is loaded.
+        Public keys (``ed25519:…``, see :mod:`mlops_lib.models.signing`); with any, only what one of them has signed is
+        loaded.
     contract : callable, optional
         Takes the contract inferred from training data and returns the one to use.
     keep_features : {"none", "values", "hash"}

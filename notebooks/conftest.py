@@ -16,7 +16,7 @@ def pytest_configure(config: Any) -> None:
     option = config.option
     if not (getattr(option, "nbval", False) or getattr(option, "nbval_lax", False)):
         return
-    from mlops_lib.notebooks.check import CELL_TIMEOUT_S, scratch_environment  # noqa: PLC0415 - only for nbval
+    from mlops_lib.programs.notebooks.check import CELL_TIMEOUT_S, scratch_environment  # noqa: PLC0415 - only for nbval
 
     os.environ.update(scratch_environment(Path(tempfile.mkdtemp(prefix="mlops-nbval-"))))
     option.nbval_sanitize_with = option.nbval_sanitize_with or str(SANITIZER)

@@ -32,10 +32,11 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from xdist.scheduler import LoadScopeScheduling
 
-from mlops_lib import contracts, data, monitoring, registry, store, tracking
+from mlops_lib import contracts, data, quality, registry, tracking
+from mlops_lib.engines.warm.server import without_grammar
 from mlops_lib.gates import ContractCompatible, NoWorse, Threshold
-from mlops_lib.kernels.server import without_grammar
 from mlops_lib.project import Project
+from mlops_lib.tracking import store
 
 with without_grammar():
     import nbformat  # noqa: F401 - before any test imports it with 1 s of grammar
@@ -302,7 +303,7 @@ def log_toy_model(project: Project, *, C: float = 1.0) -> tracking.LoggedModel: 
     X, y = rows[list(project.features)], rows[project.target]
     model = make_model(C, features=project.features).fit(X, y)
     contract = contracts.infer_contract(rows, features=project.features, keys=project.keys)
-    profile = monitoring.build_profile(rows, columns=project.features)
+    profile = quality.build_profile(rows, columns=project.features)
     with tracking.start_run(project):
         return tracking.log_model(
             project, model, X, keys=rows[["thing_id"]], contract=contract.to_dict(), profile=profile.to_dict()

@@ -36,7 +36,7 @@ from sklearn import (
     tree,
 )
 
-from mlops_lib import integrity
+from mlops_lib import models
 
 NUMBERS = ["size", "weight"]
 
@@ -205,11 +205,11 @@ def loguniform(low: float, high: float) -> Any:
 def save_model(model: Any, folder: Path, rows: pd.DataFrame, *, warmup: str | None = None) -> dict[str, Any]:
     """Write what a logged model's folder holds, as far as the loader looks at it; return its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / integrity.MODEL_FILE).write_bytes(skops.io.dumps(model))
+    (folder / models.MODEL_FILE).write_bytes(skops.io.dumps(model))
     flavors = {
-        "sklearn": {"serialization_format": "skops", "pickled_model": integrity.MODEL_FILE, "code": None},
+        "sklearn": {"serialization_format": "skops", "pickled_model": models.MODEL_FILE, "code": None},
         "python_function": {"loader_module": "mlflow.sklearn"},
     }
-    (folder / integrity.MLMODEL_FILE).write_text(yaml.safe_dump({"flavors": flavors, "metadata": {"mlops": {}}}))
-    (folder / integrity.WARMUP_FILE).write_text(warmup or integrity.warmup_json(model, rows))
-    return integrity.compute_manifest(folder)
+    (folder / models.MLMODEL_FILE).write_text(yaml.safe_dump({"flavors": flavors, "metadata": {"mlops": {}}}))
+    (folder / models.WARMUP_FILE).write_text(warmup or models.warmup_json(model, rows))
+    return models.compute_manifest(folder)

@@ -11,7 +11,7 @@ import sqlalchemy.dialects.postgresql.psycopg
 import sqlalchemy.dialects.sqlite
 import workers
 
-import mlops_lib.scoring
-from mlops_lib.notebooks import run
+import mlops_lib.programs.batch
+from mlops_lib.programs.notebooks import run
 
 run._exporter()

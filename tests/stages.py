@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from conftest import read_labelled
 
-from mlops_lib import registry, store, tracking
+from mlops_lib import registry, tracking
 from mlops_lib.gates import check_gates
 from mlops_lib.project import Project
 from mlops_lib.report import Report
+from mlops_lib.tracking import store
 
 
 def judge(project: Project, version: int) -> Report:

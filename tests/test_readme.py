@@ -74,12 +74,13 @@ def test_every_linked_file_and_every_script_exists() -> None:
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
-def test_the_table_of_rooms_is_the_one_that_the_architecture_test_holds() -> None:
+def test_the_table_of_floors_is_the_one_that_the_architecture_test_holds() -> None:
     from test_architecture import RANKS
 
-    rows = re.findall(r"^\| (\d) \| (.+) \|$", README, flags=re.MULTILINE)
-    shown = {room: int(rank) for rank, rooms in rows for room in re.findall(r"`(\w+)`", rooms)}
-    assert shown == dict(RANKS)
+    layout = README.partition("## Layout")[2].partition("## ")[0]
+    cells = re.findall(r"^\|[^|]*\|([^|]+)\|[^|]+\|$", layout, flags=re.MULTILINE)
+    shown = [wing for cell in cells for wing in re.findall(r"`([\w.]+)`", cell)]
+    assert sorted(shown) == sorted(RANKS)
 
 
 def test_the_readme_stays_short() -> None:

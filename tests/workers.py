@@ -22,9 +22,10 @@ import pytest
 from conftest import collect_rarely, register_model
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import registry, store
+from mlops_lib import registry
 from mlops_lib.project import Project
 from mlops_lib.registry import moves
+from mlops_lib.tracking import store
 
 _barrier: list[Any] = []
 CONTEXT = multiprocessing.get_context("forkserver")

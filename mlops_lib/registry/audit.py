@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 from mlflow.entities.model_registry import ModelVersion
 
-from mlops_lib import integrity, store
+from mlops_lib import models
 from mlops_lib.errors import LedgerBrokenError
 from mlops_lib.project import Project
 from mlops_lib.registry.ledger import Ledger, answered, open_ledger
 from mlops_lib.registry.versions import search_versions
 from mlops_lib.report import Report, Row
+from mlops_lib.tracking import store
 
 
 @answered
@@ -69,7 +70,7 @@ def _check_versions(ledger: Ledger, stored: dict[int, ModelVersion]) -> Iterator
                 yield Row(name, None, "deleted", "failed", reason)
         elif made is None:
             yield Row(name, None, "in the store", "failed", "deleted behind the ledger's back")
-        elif made.tags.get(integrity.DIGEST_TAG) != entry.digest:
+        elif made.tags.get(models.DIGEST_TAG) != entry.digest:
             yield Row(
                 name, None, f"digest {entry.digest[:12]}", "failed", "its digest tag is not the one in the ledger"
             )

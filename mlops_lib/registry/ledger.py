@@ -35,9 +35,10 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import reads, store
+from mlops_lib.data import reads
 from mlops_lib.errors import HeadMovedError, LedgerBrokenError, NaiveTimeError, ReasonTooLongError
 from mlops_lib.project import Project
+from mlops_lib.tracking import store
 
 LEDGER_TAG = "mlops.ledger"  # on the experiment that claims a ledger: the id of its run
 HEAD_TAG = "mlops.ledger_head"  # number and hash of the last entry whose projection is complete

@@ -7,7 +7,6 @@ authentication a second person is a matter of trust, and of the record.
 
 from __future__ import annotations
 
-from mlops_lib import store
 from mlops_lib.errors import (
     ApprovalRefusedError,
     DeletionRefusedError,
@@ -30,6 +29,7 @@ from mlops_lib.registry.ledger import (
 from mlops_lib.registry.verdicts import read_verdict, verdict_digest, why_not
 from mlops_lib.registry.versions import find, load_release, verify_files
 from mlops_lib.report import Report
+from mlops_lib.tracking import store
 
 
 @answered

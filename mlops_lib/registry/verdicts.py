@@ -15,10 +15,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import data, store
+from mlops_lib import data
 from mlops_lib.project import Project
 from mlops_lib.registry.ledger import Entry, answered
 from mlops_lib.report import Report
+from mlops_lib.tracking import store
 
 VERDICT_TAG = "mlops.verdict_run"
 VERDICT_FILE = "verdict.json"

@@ -17,7 +17,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import integrity, reads, signing, store
+from mlops_lib import models
+from mlops_lib.data import reads
 from mlops_lib.errors import (
     EmptyStageError,
     MetricValueError,
@@ -25,6 +26,7 @@ from mlops_lib.errors import (
     RunNotFinishedError,
     UnknownVersionError,
 )
+from mlops_lib.models import signing
 from mlops_lib.project import Project
 from mlops_lib.registry.ledger import (
     Entry,
@@ -39,6 +41,7 @@ from mlops_lib.registry.ledger import (
     read_ledger,
     uncollected,
 )
+from mlops_lib.tracking import store
 
 METRIC_TAG = "mlops.metric."
 PAGE = 1000  # versions that the store is asked for at once
@@ -69,7 +72,7 @@ class Release:
     stage: str | None
     model_id: str
     run_id: str
-    files: integrity.ModelFiles
+    files: models.ModelFiles
 
     @property
     def model(self) -> Any:
@@ -129,20 +132,20 @@ def register(
         raise RunNotFinishedError(model_uri, "the store has no such model") from error
     if str(model.status) not in ("READY", "LoggedModelStatus.READY"):
         raise RunNotFinishedError(model_id, f"it is {model.status}, not READY")
-    if integrity.MANIFEST_TAG not in model.tags:
+    if models.MANIFEST_TAG not in model.tags:
         raise RunNotFinishedError(model_id, "it has no manifest; log it with tracking.log_model")
     run = client.get_run(str(model.source_run_id)).info
     if run.status in ("FAILED", "KILLED") or run.lifecycle_stage != "active":
         state = run.status if run.lifecycle_stage == "active" else "deleted"
         raise RunNotFinishedError(model_id, f"its run '{model.source_run_id}' is {state}")
-    manifest = json.loads(model.tags[integrity.MANIFEST_TAG])
+    manifest = json.loads(model.tags[models.MANIFEST_TAG])
     with tempfile.TemporaryDirectory() as folder:
         _download(model_id, folder)
-        integrity.raise_for_files(Path(folder), manifest, model=f"Model '{model_id}'")
-    digest = integrity.compute_digest(manifest)
+        models.raise_for_files(Path(folder), manifest, model=f"Model '{model_id}'")
+    digest = models.compute_digest(manifest)
     _raise_for_signature(project, digest, model.tags, f"Model '{model_id}'")
-    kept = (integrity.MANIFEST_TAG, signing.MANIFEST_SIGNATURE_TAG)
-    tags = {integrity.DIGEST_TAG: digest, **{tag: model.tags[tag] for tag in kept if tag in model.tags}}
+    kept = (models.MANIFEST_TAG, signing.MANIFEST_SIGNATURE_TAG)
+    tags = {models.DIGEST_TAG: digest, **{tag: model.tags[tag] for tag in kept if tag in model.tags}}
     tags |= {f"{METRIC_TAG}{name}": f"{value:.6g}" for name, value in (metrics or {}).items()}
     seen = found(project, client)  # before the version is made: a broken ledger leaves none behind
     operation = uuid.uuid4().hex
@@ -271,7 +274,7 @@ def _version(project: Project, made: ModelVersion, standing: Mapping[str, Entry]
         version=number,
         model_id=str(made.source).removeprefix("models:/"),
         run_id=made.run_id or "",
-        digest=made.tags.get(integrity.DIGEST_TAG, ""),
+        digest=made.tags.get(models.DIGEST_TAG, ""),
         created_at=datetime.fromtimestamp(made.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
         stages=tuple(s for s in project.stages if s in standing and standing[s].version == number),
         metrics=metrics,
@@ -331,7 +334,7 @@ def load_release(
     model_id = _model_id(made, ledger)
     with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="mlops-") as place:
         _download(model_id, str(place))
-        files = integrity.load_model_files(Path(place), manifest, name=name, extra=project.trusted_types)
+        files = models.load_model_files(Path(place), manifest, name=name, extra=project.trusted_types)
     stage = None if _is_number(version) else str(version)
     return Release(project.name, int(made.version), stage, model_id, made.run_id or "", files)
 
@@ -347,8 +350,8 @@ def verify_files(project: Project, made: ModelVersion, ledger: Ledger) -> str:
     manifest = _manifest(project, made, ledger, name)
     with tempfile.TemporaryDirectory() as folder:
         _download(_model_id(made, ledger), folder)
-        integrity.raise_for_files(Path(folder), manifest, model=name)
-    return integrity.compute_digest(manifest)
+        models.raise_for_files(Path(folder), manifest, model=name)
+    return models.compute_digest(manifest)
 
 
 def _raise_for_signature(project: Project, digest: str, tags: Mapping[str, str], subject: str) -> None:
@@ -361,17 +364,17 @@ def _manifest(
     project: Project, made: ModelVersion, ledger: Ledger, name: str, digest: str | None = None
 ) -> dict[str, Any]:
     """Return the manifest that stands on a version, after comparing it with ``digest`` or that of its registration."""
-    if integrity.MANIFEST_TAG not in made.tags:
+    if models.MANIFEST_TAG not in made.tags:
         raise ModelFileError(name, "manifest", "was never recorded")
     try:
-        manifest = dict(json.loads(made.tags[integrity.MANIFEST_TAG]))
+        manifest = dict(json.loads(made.tags[models.MANIFEST_TAG]))
     except ValueError as error:
         raise ModelFileError(name, "manifest", "cannot be read") from error
     entry = ledger.registration(int(made.version))
-    registered = entry.digest if entry else made.tags.get(integrity.DIGEST_TAG, "")
-    if integrity.compute_digest(manifest) != (digest or registered):
+    registered = entry.digest if entry else made.tags.get(models.DIGEST_TAG, "")
+    if models.compute_digest(manifest) != (digest or registered):
         raise ModelFileError(name, "manifest", "is not the one of its registration")
-    _raise_for_signature(project, integrity.compute_digest(manifest), made.tags, name)
+    _raise_for_signature(project, models.compute_digest(manifest), made.tags, name)
     return manifest
 
 

@@ -17,8 +17,9 @@ import sqlalchemy as sa
 import workers
 from conftest import make_rows
 
-from mlops_lib import data, scoring
+from mlops_lib import data
 from mlops_lib.errors import MlopsError, WriteRefusedError
+from mlops_lib.programs import batch
 from mlops_lib.project import Project
 
 pytestmark = pytest.mark.usefixtures("version")
@@ -54,7 +55,7 @@ def visible(folder: Path) -> set[str]:
 
 def kill_after(delay_s: float, project: Project, source: Path | str, output: Path | str) -> None:
     """Score in another process and kill it some time after it began."""
-    victim = workers.start(scoring.score_table, project, 1, source, output)
+    victim = workers.start(batch.score_table, project, 1, source, output)
     time.sleep(delay_s)
     victim.kill()
     victim.join()
@@ -70,7 +71,7 @@ def test_a_batch_killed_at_any_moment_shows_nothing_and_the_next_is_whole(
     project, calm, output = replace(project, gates=()), project.root / "calm.parquet", project.root / "out/s.parquet"
     workers.start(time.monotonic).join()  # starts the server that forks, which takes longer than any batch
     began = time.monotonic()
-    workers.start(scoring.score_table, project, 1, source, calm).join()
+    workers.start(batch.score_table, project, 1, source, calm).join()
     longest = time.monotonic() - began
     expected, n_finished, draw = read_rows(calm), 0, random.Random(N_KILLS)
     for _ in range(N_KILLS):
@@ -79,16 +80,16 @@ def test_a_batch_killed_at_any_moment_shows_nothing_and_the_next_is_whole(
         assert seen <= {"s.parquet", "s.manifest.json", "s.quarantine.parquet"}
         if "s.parquet" in seen:  # it was faster than the kill: then everything is there
             n_finished += 1
-            assert scoring.score_table(project, 1, source, output).already_done
+            assert batch.score_table(project, 1, source, output).already_done
             pd.testing.assert_frame_equal(read_rows(output), expected)
             for name in seen:
                 (output.parent / name).unlink()
-    result = scoring.score_table(project, 1, source, output)
+    result = batch.score_table(project, 1, source, output)
     assert not result.already_done
     assert (result.n_rows, result.n_quarantined) == (N_ROWS, N_ROWS // 1000)
     pd.testing.assert_frame_equal(read_rows(output), expected)
     pd.testing.assert_frame_equal(
-        data.read_table(scoring.quarantine_path(output)), data.read_table(scoring.quarantine_path(calm))
+        data.read_table(batch.quarantine_path(output)), data.read_table(batch.quarantine_path(calm))
     )
     assert sorted(file.name for file in output.parent.iterdir()) == [
         "s.manifest.json",
@@ -107,9 +108,9 @@ def test_a_batch_killed_between_two_renames_is_done_again_or_done(
     few = data.write_table(data.read_table(source).head(2000), source.with_name("few.parquet"))
     workers.start(die_after_renames, n_renames, project, few, output).join()
     assert ("s.parquet" in visible(output.parent)) == (n_renames == 3)
-    assert scoring.score_table(project, 1, few, output).already_done == (n_renames == 3)
+    assert batch.score_table(project, 1, few, output).already_done == (n_renames == 3)
     assert data.read_table(output)["thing_id"].is_unique
-    assert scoring.score_table(project, 1, few, output).already_done
+    assert batch.score_table(project, 1, few, output).already_done
 
 
 def die_after_renames(n_renames: int, *arguments: object) -> None:
@@ -123,7 +124,7 @@ def die_after_renames(n_renames: int, *arguments: object) -> None:
         done[0] += 1
 
     os.replace = counted  # type: ignore[assignment]
-    scoring.score_table(arguments[0], 1, *arguments[1:])  # type: ignore[arg-type]
+    batch.score_table(arguments[0], 1, *arguments[1:])  # type: ignore[arg-type]
     os._exit(0)
 
 
@@ -136,7 +137,7 @@ def test_a_batch_into_a_database_that_is_killed_leaves_no_row(
     for number in range(max(2, N_KILLS // 2)):
         table = f"scores_{number}"
         kill_after(draw.uniform(0.2, 3), project, few, f"{postgres_uri}::{table}")
-        result = scoring.score_table(project, 1, few, f"{postgres_uri}::{table}")
+        result = batch.score_table(project, 1, few, f"{postgres_uri}::{table}")
         engine = sa.create_engine(postgres_uri)
         with engine.connect() as connection:
             rows = pd.read_sql(sa.text(f"select thing_id from {table}"), connection)
@@ -154,7 +155,7 @@ def test_a_full_disk_is_named_and_shows_nothing(project: Project, source: Path, 
 
     with mounted(tmp_path / "full", "size=6m") as folder:
         with pytest.raises(WriteRefusedError, match=r"full/s.parquet': No space left on device"):
-            scoring.score_table(project, 1, source, folder / "s.parquet", progress=fill)
+            batch.score_table(project, 1, source, folder / "s.parquet", progress=fill)
         assert [file.name for file in folder.iterdir()] == ["other.bin"]
     record(11, ours="a batch on a full disk ends with a named error and leaves no file")
 
@@ -162,14 +163,14 @@ def test_a_full_disk_is_named_and_shows_nothing(project: Project, source: Path, 
 def test_a_disk_that_fills_with_keys_is_named_too(project: Project, source: Path, tmp_path: Path) -> None:
     with mounted(tmp_path / "full", "size=256k") as folder:
         with pytest.raises(WriteRefusedError, match=r"No space left on device"):
-            scoring.score_table(project, 1, source, folder / "s.parquet")
+            batch.score_table(project, 1, source, folder / "s.parquet")
         assert list(folder.iterdir()) == []
 
 
 def test_a_folder_that_may_not_be_written_is_named(project: Project, source: Path, tmp_path: Path) -> None:
     with mounted(tmp_path / "sealed", "size=1m", "ro") as folder:
         with pytest.raises(WriteRefusedError, match=r"sealed/s.parquet': Read-only file system"):
-            scoring.score_table(project, 1, source, folder / "s.parquet")
+            batch.score_table(project, 1, source, folder / "s.parquet")
         assert list(folder.iterdir()) == []
 
 
@@ -194,5 +195,5 @@ def test_whatever_is_wrong_with_an_input_nothing_is_left(project: Project, sourc
         path = source.with_name(f"fault-{number}.parquet")
         make(path)
         with pytest.raises(MlopsError, match=path.name):
-            scoring.score_table(project, 1, path, output)
+            batch.score_table(project, 1, path, output)
         assert not output.parent.exists(), name

@@ -13,7 +13,7 @@ from conftest import register_model
 
 from mlops_lib import registry
 from mlops_lib.project import Project
-from mlops_lib.verify import check_store, repair_store
+from mlops_lib.registry.verify import check_store, repair_store
 
 Record = Callable[..., None]
 SIZE = 6_000_000

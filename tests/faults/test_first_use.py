@@ -21,7 +21,8 @@ import workers
 from mlflow.tracking import MlflowClient
 from sqlalchemy import make_url
 
-from mlops_lib import operate, store
+from mlops_lib.programs import operate
+from mlops_lib.tracking import store
 
 Record = Callable[..., None]
 
@@ -198,7 +199,7 @@ def test_a_forked_process_does_not_talk_on_its_parents_connection(postgres_uri: 
     """In a process of its own, since this one has threads; MLflow alone mixes up answers here."""
     script = (
         "import os, sys\n"
-        "from mlops_lib import store\n"
+        "from mlops_lib.tracking import store\n"
         "client = store.connect(sys.argv[1])\n"
         "children = []\n"
         "for _ in range(4):\n"

@@ -13,9 +13,10 @@ from conftest import close_databases, copy_store, make_project
 from crashes import Died, dying_after, kill_self, raise_died
 from stages import aliases, clone, force_to_prod, standing
 
-from mlops_lib import registry, store
+from mlops_lib import registry
 from mlops_lib.errors import FreezeRefusedError, RollbackRefusedError, UnknownVersionError
 from mlops_lib.project import Project
+from mlops_lib.tracking import store
 
 # --- what is interrupted -----------------------------------------------------------------------------------------
 

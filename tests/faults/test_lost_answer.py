@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from mlops_lib import registry
 from mlops_lib.project import Project
-from mlops_lib.verify import check_store
+from mlops_lib.registry.verify import check_store
 
 Record = Callable[..., None]
 

@@ -9,7 +9,7 @@ from conftest import log_toy_model
 
 from mlops_lib import registry
 from mlops_lib.project import Project
-from mlops_lib.verify import check_store
+from mlops_lib.registry.verify import check_store
 
 N_PROCESSES, N_EACH, N_EACH_ON_A_SERVER = 8, 15, 4
 

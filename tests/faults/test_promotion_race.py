@@ -11,10 +11,11 @@ from conftest import register_model
 from mlflow.entities.model_registry import ModelVersion
 from stages import aliases
 
-from mlops_lib import registry, store
+from mlops_lib import registry
 from mlops_lib.errors import HeadMovedError
 from mlops_lib.project import Project
 from mlops_lib.registry import moves
+from mlops_lib.tracking import store
 
 N_PROCESSES, N_ROUNDS = 16, 20
 GROUPS = ((1, 2, 3, 4), (5, 6, 7, 8))  # versions of even and of odd rounds: none is in staging already

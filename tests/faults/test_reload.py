@@ -16,7 +16,8 @@ from conftest import register_model
 from fastapi.testclient import TestClient
 from stages import clone, force_to_prod
 
-from mlops_lib import registry, serving
+from mlops_lib import registry
+from mlops_lib.programs import service
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
 
@@ -26,16 +27,16 @@ pytestmark = pytest.mark.usefixtures("version")
 
 
 @pytest.fixture
-def follower(project: Project) -> serving.Follower:
+def follower(project: Project) -> service.Follower:
     """Return what follows prod, where version 1 is; version 2 is the same model."""
     clone(project, 1)
     force_to_prod(project, 1)
-    return serving.Follower(project, "prod", registry.load_model(project, "prod"))
+    return service.Follower(project, "prod", registry.load_model(project, "prod"))
 
 
 @pytest.fixture
-def client(follower: serving.Follower) -> Iterator[TestClient]:
-    with TestClient(serving.create_app(follower.served.release, follower)) as client:
+def client(follower: service.Follower) -> Iterator[TestClient]:
+    with TestClient(service.create_app(follower.served.release, follower)) as client:
         yield client
 
 
@@ -48,7 +49,7 @@ def spoil(project: Project, version: int) -> Path:
 
 
 def test_no_request_fails_while_versions_come_and_go(
-    project: Project, follower: serving.Follower, client: TestClient, record: Callable[..., None]
+    project: Project, follower: service.Follower, client: TestClient, record: Callable[..., None]
 ) -> None:
     register_model(project, C=0.1)  # version 3, whose files get spoilt
     whole = shutil.copytree(project.root / "mlartifacts", project.root / "whole")
@@ -88,7 +89,7 @@ def test_no_request_fails_while_versions_come_and_go(
 
 
 def test_a_version_that_takes_other_rows_is_not_served_to_the_same_callers(
-    project: Project, follower: serving.Follower, client: TestClient, monkeypatch: pytest.MonkeyPatch
+    project: Project, follower: service.Follower, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     force_to_prod(project, 2)
     load = registry.load_model
@@ -110,7 +111,7 @@ def test_a_version_that_takes_other_rows_is_not_served_to_the_same_callers(
 
 
 def test_a_refused_version_is_loaded_ever_less_often(
-    project: Project, follower: serving.Follower, monkeypatch: pytest.MonkeyPatch
+    project: Project, follower: service.Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, loads = [1000.0], []
 
@@ -119,14 +120,14 @@ def test_a_refused_version_is_loaded_ever_less_often(
         raise OSError("no such file")
 
     force_to_prod(project, 2)
-    monkeypatch.setattr(serving.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(registry, "load_model", refuse)
     monkeypatch.setattr(registry, "current", lambda *_: 2)
     for _ in range(400):
         follower.look()
-        now[0] += serving.LOOK_S
+        now[0] += service.LOOK_S
     assert loads[:6] == [0, 10, 20, 50, 120, 270]
-    assert max(b - a for a, b in itertools.pairwise(loads)) == serving.MAX_PAUSE_S
+    assert max(b - a for a, b in itertools.pairwise(loads)) == service.MAX_PAUSE_S
     assert follower.waiting == "no such file"
     monkeypatch.undo()
     clone(project, 1)
@@ -136,7 +137,7 @@ def test_a_refused_version_is_loaded_ever_less_often(
 
 
 def test_a_store_that_is_away_and_a_stage_that_is_empty_change_nothing(
-    project: Project, follower: serving.Follower, client: TestClient, capsys: pytest.CaptureFixture[str]
+    project: Project, follower: service.Follower, client: TestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     follower.project = replace(project, tracking_uri="http://127.0.0.1:9", environ={"MLFLOW_HTTP_REQUEST_TIMEOUT": "1"})
     follower.look()
@@ -153,7 +154,7 @@ def test_a_store_that_is_away_and_a_stage_that_is_empty_change_nothing(
     assert client.get("/ping").text == "OK"
 
 
-def test_it_looks_by_itself(project: Project, follower: serving.Follower) -> None:
+def test_it_looks_by_itself(project: Project, follower: service.Follower) -> None:
     force_to_prod(project, 2)
     with follower.looking(0.05):
         deadline = time.monotonic() + 20

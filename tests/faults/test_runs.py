@@ -17,10 +17,11 @@ from mlflow.tracking import MlflowClient
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from mlops_lib import registry, store
+from mlops_lib import registry
 from mlops_lib.errors import PromotionRefusedError, RunNotFinishedError
 from mlops_lib.project import Project
-from mlops_lib.verify import check_store, repair_store
+from mlops_lib.registry.verify import check_store, repair_store
+from mlops_lib.tracking import store
 
 Record = Callable[..., None]
 
@@ -75,10 +76,10 @@ def test_mlflow_alone_registers_a_model_that_was_never_logged(
 # --- killed while it trains, logs or registers -------------------------------------------------------------------
 
 POINTS = {
-    "while it trains": "mlops_lib.integrity.list_trusted_types",
+    "while it trains": "mlops_lib.models.list_trusted_types",
     "before the first file": "mlflow.sklearn.save_model",
     "before MLflow says READY": "mlflow.tracking.client.MlflowClient.finalize_logged_model",
-    "before our files are beside it": "mlops_lib.integrity.warmup_json",
+    "before our files are beside it": "mlops_lib.models.warmup_json",
     "before it has a manifest": "mlflow.tracking.client.MlflowClient.set_logged_model_tags",
 }
 CREATE_VERSION = "mlflow.tracking.client.MlflowClient.create_model_version"

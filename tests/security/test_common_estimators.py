@@ -18,7 +18,7 @@ import pytest
 from estimators import MODELS, make_training, save_model
 from sklearn.pipeline import make_pipeline
 
-from mlops_lib import integrity, tracking
+from mlops_lib import models, tracking
 from mlops_lib.errors import ModelFileError, UntrustedTypesError
 from mlops_lib.project import Project
 
@@ -34,12 +34,12 @@ RELOAD = """
 import json, sys
 from pathlib import Path
 import pandas as pd
-from mlops_lib import integrity
+from mlops_lib import models
 rows = pd.read_parquet(sys.argv[2])
 for folder, extra in json.loads(Path(sys.argv[1]).read_text()):
     folder = Path(folder)
-    files = integrity.load_model_files(folder, integrity.compute_manifest(folder), name="The model", extra=extra)
-    print(json.dumps(integrity.scorer(files.model)(rows).tolist()))
+    files = models.load_model_files(folder, models.compute_manifest(folder), name="The model", extra=extra)
+    print(json.dumps(models.scorer(files.model)(rows).tolist()))
 """
 
 
@@ -71,7 +71,7 @@ def test_thirty_common_estimators_come_back_bit_equal_in_a_fresh_process(
         for name in COMMON:
             model = MODELS[name]().fit(X, y)
             folders.append((folder_of(tracking.log_model(project, model, X)), []))
-            wanted.append(integrity.scorer(model)(X).tolist())
+            wanted.append(models.scorer(model)(X).tolist())
             try:
                 mlflow.sklearn.log_model(model, name="plain", pip_requirements=[])
             except mlflow.MlflowException:
@@ -129,7 +129,7 @@ def test_a_transformer_of_an_installed_package_works_once_the_project_names_it(
         logged = tracking.log_model(replace(project, trusted_types=tuple(own)), model, X)
     folder = Path(folder_of(logged))
     with pytest.raises(UntrustedTypesError, match=r"toolbox_of_ours.Clip"):
-        integrity.load_model_files(folder, integrity.compute_manifest(folder), name="The model")
+        models.load_model_files(folder, models.compute_manifest(folder), name="The model")
     (found,) = reload([(str(folder), own)], X, tmp_path, path=site)
     np.testing.assert_array_equal(found, model.predict_proba(X)[:, 1])
 
@@ -144,7 +144,7 @@ def test_a_model_whose_package_is_not_installed_is_refused_by_file(tmp_path: Pat
             archive.writestr(name, content.replace(b"sklearn.linear_model._logistic", b"package_of_yesterday"))
     own = ["package_of_yesterday.LogisticRegression"]
     with pytest.raises(ModelFileError, match=r"'model.skops' cannot be read \(ModuleNotFoundError"):
-        integrity.load_model_files(tmp_path, integrity.compute_manifest(tmp_path), name="The model", extra=own)
+        models.load_model_files(tmp_path, models.compute_manifest(tmp_path), name="The model", extra=own)
 
 
 # A notebook's own class and a lambda, as in a kernel: their module is __main__.
@@ -154,7 +154,7 @@ sys.path.insert(0, sys.argv[1])
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-from mlops_lib import integrity
+from mlops_lib import models
 from mlops_lib.errors import MlopsError
 
 class Clip(TransformerMixin, BaseEstimator):
@@ -163,7 +163,7 @@ class Clip(TransformerMixin, BaseEstimator):
 for step in (Clip(), FunctionTransformer(lambda X: X)):
     for extra in ([], ["__main__.Clip", "__main__.<lambda>"]):
         try:
-            integrity.list_trusted_types(make_pipeline(step), extra=extra)
+            models.list_trusted_types(make_pipeline(step), extra=extra)
         except MlopsError as error:
             print(error)
 """

@@ -18,9 +18,9 @@ import skops.io
 import yaml
 from sklearn.linear_model import LogisticRegression
 
-from mlops_lib import integrity
+from mlops_lib import models
 from mlops_lib.errors import ModelFileError, ModelLimitError, UnreviewedVersionError
-from mlops_lib.integrity import limits, types
+from mlops_lib.models import limits, types
 
 X = np.random.default_rng(0).normal(size=(40, 2))
 MODEL = LogisticRegression().fit(X, X[:, 0] > 0)
@@ -78,14 +78,14 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import mlflow, skops.io
-from mlops_lib import integrity
+from mlops_lib import models
 from mlops_lib.errors import ModelLimitError
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (128 << 20),) * 2)
 folder = Path(sys.argv[1])
 for load in (
     lambda: mlflow.sklearn.load_model(str(folder)),
-    lambda: integrity.load_model_files(folder, integrity.compute_manifest(folder), name="The model"),
+    lambda: models.load_model_files(folder, models.compute_manifest(folder), name="The model"),
 ):
     try:
         load()
@@ -249,13 +249,13 @@ def test_a_folder_of_too_many_files_or_bytes_is_refused_unread(tmp_path: Path, m
     for n in range(3):
         (tmp_path / str(n)).write_bytes(bytes(10))
     monkeypatch.setattr(limits.Path, "open", lambda *_: pytest.fail("a file was opened"))
-    monkeypatch.setattr("mlops_lib.integrity.manifest.MAX_FILES", 2)
+    monkeypatch.setattr("mlops_lib.models.manifest.MAX_FILES", 2)
     with pytest.raises(ModelLimitError, match="'its folder' has entries: 3, the limit is 2"):
-        integrity.compute_manifest(tmp_path)
-    monkeypatch.setattr("mlops_lib.integrity.manifest.MAX_FILES", 3)
-    monkeypatch.setattr("mlops_lib.integrity.manifest.MAX_FOLDER_BYTES", 29)
+        models.compute_manifest(tmp_path)
+    monkeypatch.setattr("mlops_lib.models.manifest.MAX_FILES", 3)
+    monkeypatch.setattr("mlops_lib.models.manifest.MAX_FOLDER_BYTES", 29)
     with pytest.raises(ModelLimitError, match="'its folder' has bytes: 30, the limit is 29"):
-        integrity.compute_manifest(tmp_path)
+        models.compute_manifest(tmp_path)
 
 
 # --- versions ----------------------------------------------------------------------------------------------------
@@ -268,9 +268,9 @@ def test_a_version_that_nobody_has_reviewed_saves_and_loads_nothing(
     real = types.importlib.metadata.version
     monkeypatch.setattr(types.importlib.metadata, "version", lambda name: version if name == package else real(name))
     with pytest.raises(UnreviewedVersionError, match=f"not reviewed for .*{version}.*but for skops 0.16.0"):
-        integrity.list_trusted_types(MODEL)
+        models.list_trusted_types(MODEL)
     with pytest.raises(UnreviewedVersionError):
-        integrity.load_model_files(tmp_path, {}, name="The model")
+        models.load_model_files(tmp_path, {}, name="The model")
 
 
 def test_a_patch_of_scikit_learn_needs_no_review(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ from estimators import MODELS, SEEDED, make_training, save_model
 from sklearn import ensemble, neighbors, preprocessing, svm, tree
 from sklearn.pipeline import make_pipeline
 
-from mlops_lib import integrity
+from mlops_lib import models
 from mlops_lib.errors import ModelFileError
-from mlops_lib.integrity import bounds
+from mlops_lib.models import bounds
 
 X = np.random.default_rng(0).normal(size=(60, 3))
 FRAME = pd.DataFrame(X, columns=["a", "b", "c"])
@@ -305,11 +305,11 @@ print("predicted")
 OURS = """
 import sys
 from pathlib import Path
-from mlops_lib import integrity
+from mlops_lib import models
 from mlops_lib.errors import ModelFileError
 for folder in map(Path, sys.argv[1:]):
     try:
-        integrity.load_model_files(folder, integrity.compute_manifest(folder), name="The model")
+        models.load_model_files(folder, models.compute_manifest(folder), name="The model")
     except ModelFileError as error:
         print(error.reason)
 print("alive")
@@ -334,13 +334,13 @@ def test_a_crafted_file_whose_digest_is_right_is_refused_and_the_process_lives(
         (kd_tree, lambda m: rewrite_state(m._tree, 1, lambda a: a + 2_000_000_000)),
     ):
         model = make()
-        warmup = integrity.warmup_json(model, FRAME)
+        warmup = models.warmup_json(model, FRAME)
         spoil(model)
         folders.append(tmp_path / str(len(folders)))
         save_model(model, folders[-1], FRAME, warmup=warmup)
     crafted = single()
     rewrite_tree(crafted, left_child=2_000_000_000, right_child=2_000_000_000)
-    types = integrity.list_trusted_types(crafted)
+    types = models.list_trusted_types(crafted)
     mlflow.sklearn.save_model(crafted, tmp_path / "plain", skops_trusted_types=types, pip_requirements=[])
 
     plain = run(PLAIN, tmp_path / "plain")

@@ -19,7 +19,7 @@ import skops.io
 import yaml
 from conftest import read_labelled, register_model
 
-from mlops_lib import integrity, registry
+from mlops_lib import models, registry
 from mlops_lib.errors import ModelFileError
 from mlops_lib.project import Project
 
@@ -49,8 +49,8 @@ def test_a_bit_that_flips_in_any_file_is_found_before_anything_is_read(
     project: Project, version: registry.Version, tmp_path: Path, reads: list[str], record: Callable[..., None]
 ) -> None:
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{version.model_id}", dst_path=str(tmp_path / "model")))
-    manifest = integrity.compute_manifest(folder)
-    assert integrity.load_model_files(folder, manifest, name="The model").digest == version.digest
+    manifest = models.compute_manifest(folder)
+    assert models.load_model_files(folder, manifest, name="The model").digest == version.digest
     assert reads == ["get_untrusted_types", "load"], "the list notes what it should"
     reads.clear()
     rng = random.Random(0)
@@ -67,9 +67,9 @@ def test_a_bit_that_flips_in_any_file_is_found_before_anything_is_read(
         flipped[offset] ^= 1 << bit
         path.write_bytes(flipped)
         with pytest.raises(ModelFileError, match="has been changed") as caught:
-            integrity.load_model_files(folder, manifest, name="The model")
+            models.load_model_files(folder, manifest, name="The model")
         assert caught.value.file == name
-        if name not in (integrity.MODEL_FILE, integrity.MLMODEL_FILE) and not unnoticed:
+        if name not in (models.MODEL_FILE, models.MLMODEL_FILE) and not unnoticed:
             mlflow.sklearn.load_model(str(folder))
             assert reads
             reads.clear()
@@ -116,13 +116,13 @@ def test_a_file_that_was_added_removed_linked_swapped_or_renamed_is_named(
     other = folder_of(register_model(project, C=1e-4))
     folder = folder_of(version)
     kept = shutil.copytree(folder, tmp_path / "kept")
-    manifest = integrity.compute_manifest(folder)
+    manifest = models.compute_manifest(folder)
     rows = read_labelled(project, "p1")[list(project.features)]
     honest = registry.load_model(project, 1).model.predict_proba(rows)
     for mutate in (add, remove, link, swap, rename):
         name = mutate(folder, other)
         with pytest.raises(ModelFileError) as caught:
-            integrity.load_model_files(folder, manifest, name="Version 1 of 'toy'")
+            models.load_model_files(folder, manifest, name="Version 1 of 'toy'")
         assert caught.value.file == name
         with pytest.raises(ModelFileError) as caught:
             registry.load_model(project, 1)
@@ -182,7 +182,7 @@ def test_metadata_that_asks_for_code_runs_none_of_it(
         assert sentinel.exists(), plain.stderr
         sentinel.unlink()
     with pytest.raises(ModelFileError) as caught:
-        integrity.load_model_files(folder, integrity.compute_manifest(folder), name="The model")
+        models.load_model_files(folder, models.compute_manifest(folder), name="The model")
     assert caught.value.file == "MLmodel"
     assert "planted" not in sys.modules
     assert not sentinel.exists()

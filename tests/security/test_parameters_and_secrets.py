@@ -18,10 +18,12 @@ from playwright.sync_api import Page, sync_playwright
 from test_browser import CHROMIUM, FLAGS
 from test_notebooks import count_runs, last_run, write_notebook
 
-from mlops_lib import notebooks, registry, store, tracking
+from mlops_lib import registry, tracking
 from mlops_lib.errors import NotebookCellError, ParameterValueError, UnknownParameterError
+from mlops_lib.programs import notebooks
 from mlops_lib.project import Project
 from mlops_lib.report import Report, Row
+from mlops_lib.tracking import store
 
 CANARY = "canary-4711-of-the-coal-mine"
 

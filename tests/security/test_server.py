@@ -17,9 +17,10 @@ from conftest import register_model
 from mlflow.server import get_app_client
 from werkzeug.security import generate_password_hash
 
-from mlops_lib import registry, store
+from mlops_lib import registry
 from mlops_lib.errors import ModelFileError, StorePermissionError
 from mlops_lib.project import Project
+from mlops_lib.tracking import store
 
 Record = Callable[..., None]
 SERVER = servers.ROOT / "ci/server"

@@ -1,0 +1,183 @@
+"""How long do the registry's calls take with 1,000 versions and 5,000 ledger entries, beside plain MLflow's calls.
+
+One small model is logged and registered through the library; the other versions and entries are written straight into
+SQLite, with a chain that the library then checks at every call. The ways take turns, round by round, so that a machine
+that is busy for a while is busy for both. A promotion is forced: no gate is evaluated. What checking the model's files
+takes is measured beside it and taken off, since it depends on the model and not on the registry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import benchmark
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+
+from mlops_lib import registry, tracking
+from mlops_lib.tracking import store
+from mlops_lib.project import Project
+from mlops_lib.registry import ledger, versions
+
+N_VERSIONS, N_ENTRIES = 1000, 5000
+TABLES = ("model_versions", "model_version_tags")
+
+
+def make_project(folder: Path) -> Project:
+    """Return a project whose version 1 is registered."""
+    project = Project(
+        name="bench",
+        root=folder,
+        target="y",
+        keys=("id",),
+        features=("x",),
+        arrivals="arrivals/{period}.parquet",
+        labels="labels/{period}.parquet",
+        tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
+        actor="bench",
+    )
+    frame = pd.DataFrame({"x": [0.0, 1.0, 2.0, 3.0]})
+    store.connect(project.tracking_uri)
+    with tracking.start_run(project):
+        logged = tracking.log_model(project, LogisticRegression().fit(frame, [0, 0, 1, 1]), frame)
+    registry.register(project, logged.model_uri)
+    return project
+
+
+def fabricate(project: Project) -> None:
+    """Add versions and entries: each version is registered, and moved to staging and prod while entries are left."""
+    (first,) = registry.read_ledger(project)
+    entries, at = [first], first.time
+    moves = [("register", "dev", n) for n in range(2, N_VERSIONS + 1)]
+    for n in range(1, N_VERSIONS + 1):
+        moves += [("promote", "staging", n), ("promote", "prod", n), ("freeze", "prod", n), ("unfreeze", "prod", n)]
+    for action, stage, version in moves[: N_ENTRIES - 1]:
+        at += timedelta(minutes=1)
+        entry = ledger.Entry(
+            number=len(entries) + 1,
+            operation=f"{len(entries):032x}",
+            previous=entries[-1].hash,
+            action=action,
+            stage=stage,
+            version=version,
+            from_version=version - 1 or None,
+            model_id=first.model_id,
+            digest=first.digest,
+            verdict="0" * 64 if action == "promote" else "",
+            actor="bench",
+            at=at.isoformat(timespec="microseconds"),
+            reason="best of four on April, and the report was read",
+        )
+        entries.append(entry)
+    run_id = str(registry.ledger_run_id(project))
+    with contextlib.closing(sqlite3.connect(project.root / "mlflow.db")) as database, database:
+        rows = [(run_id, f"{e.number:06d}", e.to_json()) for e in entries[1:]]
+        database.executemany("insert into params (run_uuid, key, value) values (?, ?, ?)", rows)
+        for table in TABLES:
+            columns = [column for _, column, *_ in database.execute(f"pragma table_info({table})")]
+            place = columns.index("version")
+            for row in database.execute(f"select * from {table}").fetchall():
+                copies = [(*row[:place], n, *row[place + 1 :]) for n in range(2, N_VERSIONS + 1)]
+                marks = ", ".join("?" * len(columns))
+                database.executemany(f"insert into {table} ({', '.join(columns)}) values ({marks})", copies)
+    registry.history(project)
+    assert len(registry.read_ledger(project)) == N_ENTRIES
+    assert registry.check_ledger(project).passed
+
+
+class Seconds(NamedTuple):
+    """What a call took: on the clock, and of the processor."""
+
+    clock: float
+    processor: float
+
+    def __sub__(self, other: Seconds) -> Seconds:
+        return Seconds(self.clock - other.clock, self.processor - other.processor)
+
+
+def timed(call: Callable[[], object]) -> Seconds:
+    """Return the seconds that a call takes."""
+    began = Seconds(time.perf_counter(), time.process_time())
+    call()
+    return Seconds(time.perf_counter(), time.process_time()) - began
+
+
+def median(found: list[Seconds]) -> Seconds:
+    return Seconds(statistics.median(s.clock for s in found), statistics.median(s.processor for s in found))
+
+
+def measure(project: Project, n_rounds: int) -> dict[str, tuple[Seconds, Seconds | None]]:
+    """Return, for each call, the median seconds of ours and of plain MLflow's."""
+    client, middle = store.connect(project.tracking_uri), registry.read_ledger(project)[N_ENTRIES // 2].time
+    seconds: dict[str, tuple[list[Seconds], list[Seconds]]] = {}
+
+    def note(name: str, ours: Seconds, plain: Seconds | None = None) -> None:
+        mine, others = seconds.setdefault(name, ([], []))
+        mine.append(ours)
+        others.extend([] if plain is None else [plain])
+
+    for n in range(n_rounds + 1):
+        name = "list_versions | search_model_versions"
+        plain = timed(lambda: list(client.search_model_versions("name = 'bench'", max_results=N_VERSIONS)))
+        note(name, timed(lambda: registry.list_versions(project)), plain)
+        note("history", timed(lambda: registry.history(project)))
+        note("as_of", timed(lambda: registry.as_of(project, middle)))
+        plain = timed(lambda: client.get_model_version_by_alias("bench", "prod"))
+        note("current | get_model_version_by_alias", timed(lambda: registry.current(project, "prod")), plain)
+        note("check_ledger", timed(lambda: registry.check_ledger(project)))
+        version = 10 + n  # in staging long ago, as every version was
+        made, seen = client.get_model_version("bench", str(version)), ledger.open_ledger(project, client)
+        files = timed(lambda: versions.verify_files(project, made, seen))  # noqa: B023 - called at once
+        plain = timed(lambda: client.set_registered_model_alias("bench", "staging", str(version)))  # noqa: B023
+        client.set_registered_model_alias("bench", "staging", str(seen.standing["staging"].version))
+        whole = timed(
+            lambda: registry.promote(project, version, "staging", force=True, reason="bench")  # noqa: B023
+        )
+        note("promote, without the model's files | set_registered_model_alias", whole - files, plain)
+        if n == 0:
+            seconds.clear()  # the first round warms up
+        print(f"round {n} of {n_rounds}", file=sys.stderr)
+    return {name: (median(mine), median(others) if others else None) for name, (mine, others) in seconds.items()}
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    n_rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as scratch:
+        project = make_project(Path(scratch))
+        fabricate(project)
+        found = measure(project, n_rounds)
+    machine = f"{benchmark.describe_machine()}, {benchmark.describe_versions(['mlflow'])}"
+    rows = []
+    for name, (ours, plain) in found.items():
+        mine, _, stock = name.partition(" | ")
+        beside = f"{stock} | {plain.clock:.3f} s | {plain.processor:.3f} s" if plain else "— | — | —"
+        rows.append(f"| {mine} | {ours.clock:.3f} s | {ours.processor:.3f} s | {beside} |")
+    text = f"""# The registry with {N_VERSIONS:,} versions and {N_ENTRIES:,} ledger entries, {benchmark.TODAY}
+
+{benchmark.describe_command("registry")}: medians of {n_rounds} rounds after one to warm up, on SQLite.
+{machine}; load average at the end {os.getloadavg()[0]:.1f}.
+Every call here reads the whole ledger and checks its chain of hashes. On a machine that others use, the clock says how
+busy they are; the processor's time says what the call costs.
+
+| call | here, clock | here, processor | plain MLflow's call | clock | processor |
+|---|---:|---:|---|---:|---:|
+{chr(10).join(rows)}"""
+    benchmark.write_report("registry", [text])
+
+
+if __name__ == "__main__":
+    main()

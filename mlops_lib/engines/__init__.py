@@ -1,0 +1,1 @@
+"""Two machines with one door each; whoever reads the library may leave them unread."""

@@ -1,0 +1,295 @@
+"""Whether the numbers in a loaded model stay inside the model: asked of every object in it, before it first predicts.
+
+scikit-learn's compiled code follows child indices, feature indices and counts without looking; with a doctored file it
+reads or writes memory that is not its own, or never ends. skops cannot help: it checks types, not content. Here every
+object that a model holds, however deep, is visited once, and what is known to be followed blindly is checked.
+
+What is covered: decision trees and their ensembles, histogram gradient boosting, neighbours with k-d and ball trees,
+support vector machines, k-means, splines, sparse matrices. It is no proof about all compiled code of scikit-learn:
+against somebody who may write to the registry it is signatures that protect (:mod:`mlops_lib.models.signing`).
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mlops_lib.errors import ModelFileError
+
+
+def raise_for_bounds(model: Any, *, file: str, name: str) -> None:
+    """Raise ``ModelFileError`` naming the first object whose numbers lead outside it.
+
+    Parameters
+    ----------
+    model : object
+        As deserialized; nothing of it is called.
+    """
+    for part in walk(model):
+        for kind in type(part).__mro__:
+            check = CHECKS.get(f"{kind.__module__}.{kind.__qualname__}")
+            if check is None:
+                continue
+            try:
+                check(part)
+            except Exception as error:  # an attribute that is missing, or of a type that no fit leaves behind
+                reason = str(error) if isinstance(error, OutOfBounds) else f"{type(error).__name__}: {error}"
+                raise ModelFileError(name, file, f"holds a {type(part).__name__} that {reason}", True) from error
+
+
+class OutOfBounds(Exception):  # noqa: N818 - never leaves this module; its text ends a sentence
+    """What is wrong with one object."""
+
+
+def demand(holds: object, reason: str) -> None:
+    """Raise ``OutOfBounds`` unless ``holds``."""
+    if not bool(holds):
+        raise OutOfBounds(reason)
+
+
+def walk(model: Any) -> Iterator[Any]:
+    """Yield every object that a model holds, once: attributes, slots, items, arrays of objects, bound arguments."""
+    seen: dict[int, Any] = {}  # keeps what it has seen alive, so that no number is used twice
+    waiting = [model]
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen or isinstance(part, str | bytes | int | float | complex | type | None):
+            continue
+        seen[id(part)] = part
+        yield part
+        waiting.extend(_contents(part))
+
+
+def _contents(part: Any) -> Iterator[Any]:
+    if isinstance(part, np.ndarray):
+        yield from part.ravel().tolist() if part.dtype == object else ()
+    elif isinstance(part, Mapping):
+        yield from part.keys()
+        yield from part.values()
+    elif isinstance(part, list | tuple | set | frozenset):
+        yield from part
+    elif isinstance(part, functools.partial):
+        yield from (part.func, part.args, part.keywords)
+    elif isinstance(part, types.MethodType):
+        yield part.__self__
+    yield from getattr(part, "__dict__", {}).values()
+    for kind in type(part).__mro__:
+        slots = getattr(kind, "__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            yield getattr(part, slot, None)
+
+
+# --- trees -------------------------------------------------------------------------------------------------------
+
+
+def check_nodes(left: Any, right: Any, is_leaf: Any) -> int:
+    """Check that nodes form a tree in which children come after their parent; return its depth.
+
+    Parameters
+    ----------
+    left, right, is_leaf : ndarray of shape (n_nodes,)
+
+    scikit-learn numbers a child after its parent always, so what points backwards would go round for ever.
+    """
+    left, right = left.astype(np.int64), right.astype(np.int64)
+    count = len(left)
+    parents = np.flatnonzero(~is_leaf)
+    children = np.concatenate([left[parents], right[parents]])
+    origins = np.concatenate([parents, parents])
+    outside = children[(children < 0) | (children >= count)]
+    demand(not outside.size, f"points to node {outside[:1]} of {count}")
+    back = origins[children <= origins]
+    demand(not back.size, f"goes round in a circle at node {back[:1]}")
+    demand(len(np.unique(children)) == len(children), "has a node with two parents")
+    depth, level = 0, np.zeros(1, dtype=np.int64)
+    while (level := level[~is_leaf[level]]).size:
+        level = np.concatenate([left[level], right[level]])
+        depth += 1
+    return depth
+
+
+def check_tree(tree: Any) -> None:
+    """Check a decision tree's nodes. Its counts come first: its arrays are views of as many as it says."""
+    demand(0 < tree.node_count <= tree.capacity, f"claims {tree.node_count} nodes and has {tree.capacity}")
+    internal = tree.children_left != -1
+    depth = check_nodes(tree.children_left, tree.children_right, ~internal)
+    demand(depth <= tree.max_depth, f"is {depth} deep and claims {tree.max_depth}")
+    _demand_features(tree.feature[internal], tree.n_features)
+    demand(not np.isnan(tree.threshold[internal]).any(), "has a threshold that is no number")
+
+
+def check_predictor(predictor: Any) -> None:
+    """Check a tree of histogram gradient boosting."""
+    nodes, bitsets = predictor.nodes, predictor.raw_left_cat_bitsets
+    demand(nodes.ndim == 1 and len(nodes), "has no nodes")
+    is_leaf = nodes["is_leaf"].astype(bool)
+    check_nodes(nodes["left"], nodes["right"], is_leaf)
+    categorical = nodes["is_categorical"].astype(bool) & ~is_leaf
+    demand(bitsets.ndim == 2 and bitsets.shape[1] == 8, f"has sets of categories of shape {bitsets.shape}")
+    demand((nodes["bitset_idx"][categorical] < len(bitsets)).all(), f"points outside its {len(bitsets)} sets")
+    demand(not np.isnan(nodes["num_threshold"][~is_leaf & ~categorical]).any(), "has a threshold that is no number")
+
+
+def _demand_features(features: Any, count: int) -> None:
+    outside = features[(features < 0) | (features >= count)]
+    demand(not outside.size, f"reads column {outside[:1]} of {count}")
+
+
+def check_tree_estimator(model: Any) -> None:
+    """Check that a tree reads the columns that its estimator makes sure of."""
+    if hasattr(model, "tree_"):
+        demand(_is(model.tree_, "Tree"), f"has a {type(model.tree_).__name__} for a tree")
+        demand(model.n_features_in_ == model.tree_.n_features, "checks other columns than its tree reads")
+
+
+def check_boosting(model: Any) -> None:
+    """Check that gradient boosting adds its trees into columns that it has made."""
+    if not hasattr(model, "estimators_"):
+        return
+    trees = model.estimators_
+    demand(isinstance(trees, np.ndarray) and trees.ndim == 2, "has no table of trees")
+    width = trees.shape[1]
+    demand(width == model.n_trees_per_iteration_, f"has {width} trees a step, needs {model.n_trees_per_iteration_}")
+    if width > 1:  # as many columns as the loss and the first guess make
+        demand(model._loss.is_multiclass, f"has {width} trees a step for one column")
+        if model.init_ != "zero":
+            first = getattr(model.init_, "class_prior_", model.init_.classes_)
+            demand(len(first) == width, f"has {width} trees a step for {len(first)} columns")
+    for estimator in trees.ravel():
+        demand(_is(estimator.tree_, "Tree"), f"has a {type(estimator.tree_).__name__} for a tree")
+        demand(model.n_features_in_ == estimator.tree_.n_features, "checks other columns than its trees read")
+
+
+def check_hist_boosting(model: Any) -> None:
+    """Check that the trees read columns that exist, and as categories only columns that are."""
+    if not hasattr(model, "_predictors"):
+        return
+    mapper, count = model._bin_mapper, model.n_features_in_
+    categorical = np.asarray(mapper.is_categorical_, dtype=bool)
+    demand(categorical.shape == (count,) and len(mapper.bin_thresholds_) == count, "maps other columns than it checks")
+    if model._preprocessor is not None:
+        _check_preprocessor(model._preprocessor, count)
+    for column in np.flatnonzero(categorical):
+        known = np.asarray(mapper.bin_thresholds_[column])
+        demand(((known >= 0) & (known < 256)).all(), "knows a category outside 0 to 255")
+    for predictor in (predictor for step in model._predictors for predictor in step):
+        demand(_is(predictor, "TreePredictor"), f"has a {type(predictor).__name__} for a tree")
+        nodes = predictor.nodes
+        inner = ~nodes["is_leaf"].astype(bool)
+        _demand_features(nodes["feature_idx"][inner], count)
+        read = nodes["feature_idx"][inner & nodes["is_categorical"].astype(bool)]
+        demand(categorical[read].all(), "reads a number as a category")
+
+
+def _check_preprocessor(columns: Any, count: int) -> None:
+    """Check that what comes before the trees leaves as many columns as there were."""
+    demand(_is(columns, "ColumnTransformer"), f"begins with a {type(columns).__name__}")
+    (_, encoder, first), (_, numbers, second) = columns.transformers_[:2]
+    demand(_is(encoder, "OrdinalEncoder") and _is(numbers, "FunctionTransformer"), "begins with foreign steps")
+    demand(numbers.func is None or numbers.func.func.__name__ == "check_array", "begins with a function of its own")
+    masks = [np.asarray(mask, dtype=bool) for mask in (first, second)]
+    demand(all(m.shape == (count,) for m in masks) and (masks[0] ^ masks[1]).all(), "drops or repeats columns")
+
+
+# --- neighbours, support vectors and others ----------------------------------------------------------------------
+
+
+def check_neighbors_tree(tree: Any) -> None:
+    """Check a k-d or ball tree: every node's rows exist, and every node that is no leaf has two children."""
+    data, rows, nodes, bounds, _, levels, count, *_, metric, weights = tree.__getstate__()
+    n, width = data.shape
+    demand(count == len(nodes) == 2**levels - 1, f"claims {count} nodes on {levels} levels and has {len(nodes)}")
+    demand(len(rows) == n and ((rows >= 0) & (rows < n)).all(), f"points to rows outside its {n}")
+    start, end = nodes["idx_start"], nodes["idx_end"]
+    demand(((start >= 0) & (start <= end) & (end <= n)).all(), f"has a node of rows outside its {n}")
+    demand(nodes["is_leaf"][count // 2 :].all(), "has no leaves where it ends")
+    demand(bounds.shape[1:] == (count, width) and bounds.shape[0] in (1, 2), f"has bounds of shape {bounds.shape}")
+    demand(weights is None or len(weights) == n, f"has {len(np.atleast_1d(weights))} weights for {n} rows")
+    check_metric(metric, width)
+
+
+def check_metric(metric: Any, width: int) -> None:
+    """Check that a distance's own weights are as many as there are columns."""
+    _, vector, matrix = metric.__getstate__()
+    demand(len(vector) in (0, width) or not np.any(vector), f"weights {len(vector)} columns of {width}")
+    demand(matrix.shape in ((1, 1), (width, width)), f"has a matrix of shape {matrix.shape} for {width} columns")
+
+
+def check_neighbors(model: Any) -> None:
+    """Check that each row that may be a neighbour has all columns and a class that exists."""
+    if not hasattr(model, "_fit_X"):
+        return
+    demand(model._fit_X.shape[1] == model.n_features_in_, "remembers other columns than it checks")
+    if hasattr(model, "classes_"):
+        labels = np.asarray(model._y)
+        demand(len(labels) == model._fit_X.shape[0], "remembers more rows than labels")
+        classes = model.classes_ if model.outputs_2d_ else [model.classes_]
+        for known, given in zip(classes, labels.reshape(len(labels), -1).T, strict=True):
+            demand(((given >= 0) & (given < len(known))).all(), f"has a label outside its {len(known)} classes")
+
+
+def check_support_vectors(model: Any) -> None:
+    """Check that a support vector machine has as many of everything as it claims."""
+    if not hasattr(model, "support_vectors_"):
+        return
+    is_classifier = hasattr(model, "classes_")
+    classes = len(model.classes_) if is_classifier else 2
+    counts, rows = np.asarray(model._n_support), len(model.support_)
+    found = counts.sum() if is_classifier else counts[0]
+    demand((counts >= 0).all() and found == rows, f"claims {found} support vectors and has {rows}")
+    demand(not is_classifier or len(counts) == classes, f"counts {len(counts)} classes and has {classes}")
+    if model.kernel == "precomputed" or callable(model.kernel):
+        demand(((model.support_ >= 0) & (model.support_ < model.shape_fit_[0])).all(), "points outside its rows")
+    else:
+        expected = (rows, model.n_features_in_)
+        demand(model.support_vectors_.shape == expected, f"has vectors of another shape than {expected}")
+    for coefficients in (model._dual_coef_, model.dual_coef_):
+        demand(coefficients.shape == (classes - 1, rows), f"has coefficients of shape {coefficients.shape}")
+    pairs = classes * (classes - 1) // 2
+    demand(len(model._intercept_) == len(model.intercept_) == pairs, f"has no {pairs} intercepts")
+    demand(all(len(p) in (0, pairs) for p in (model._probA, model._probB)), f"has no {pairs} calibrations")
+
+
+def check_clusters(model: Any) -> None:
+    """Check that centers have the columns that rows have."""
+    if hasattr(model, "cluster_centers_"):
+        demand(model.cluster_centers_.ndim == 2, "has no table of centers")
+        demand(model.cluster_centers_.shape[1] == model.n_features_in_, "has centers of other columns than it checks")
+
+
+def check_spline(spline: Any) -> None:
+    """Check a spline as its constructor would."""
+    type(spline)(spline.t, spline.c, spline.k, extrapolate=spline.extrapolate, axis=spline.axis)
+
+
+def check_sparse(matrix: Any) -> None:
+    """Check that a sparse matrix names rows and columns that it has."""
+    if matrix.format in ("csr", "csc", "bsr"):
+        matrix.check_format(full_check=True)
+    elif matrix.format == "coo":
+        for indices, size in zip((matrix.row, matrix.col), matrix.shape, strict=True):
+            demand(((indices >= 0) & (indices < size)).all(), f"names a row or column outside {matrix.shape}")
+
+
+def _is(part: Any, kind: str) -> bool:
+    return type(part).__name__ == kind
+
+
+CHECKS: dict[str, Callable[[Any], None]] = {
+    "sklearn.tree._tree.Tree": check_tree,
+    "sklearn.tree._classes.BaseDecisionTree": check_tree_estimator,
+    "sklearn.ensemble._gb.BaseGradientBoosting": check_boosting,
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": check_predictor,
+    "sklearn.ensemble._hist_gradient_boosting.gradient_boosting.BaseHistGradientBoosting": check_hist_boosting,
+    "sklearn.neighbors._kd_tree.BinaryTree64": check_neighbors_tree,
+    "sklearn.neighbors._ball_tree.BinaryTree64": check_neighbors_tree,
+    "sklearn.neighbors._base.NeighborsBase": check_neighbors,
+    "sklearn.svm._base.BaseLibSVM": check_support_vectors,
+    "sklearn.cluster._kmeans._BaseKMeans": check_clusters,
+    "scipy.interpolate._bsplines.BSpline": check_spline,
+    "scipy.sparse._base._spbase": check_sparse,
+}

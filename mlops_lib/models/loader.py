@@ -1,0 +1,218 @@
+"""The only way to load a model, from a private copy of its files: everything that can be checked is, in one order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from mlops_lib.errors import ModelFileError
+from mlops_lib.models.bounds import raise_for_bounds
+from mlops_lib.models.limits import MAX_MLMODEL_BYTES, MAX_TEXT_BYTES, raise_for_archive, raise_for_limit
+from mlops_lib.models.manifest import compute_digest, raise_for_files
+from mlops_lib.models.types import raise_for_types, raise_for_versions
+
+CONTRACT_FILE = "contract.json"
+PROFILE_FILE = "profile.json"
+WARMUP_FILE = "warmup.json"
+COMPILED_FILE = "compiled.json"
+TRAINING_FILE = "training_rows.npy"
+MODEL_FILE = "model.skops"
+MLMODEL_FILE = "MLmodel"
+# What MLflow writes about a scikit-learn model; of these only the two below may name code, and must name this.
+FLAVORS = {
+    "sklearn": {"code", "pickled_model", "serialization_format", "sklearn_version", "skops_trusted_types"},
+    "python_function": {"code", "env", "loader_module", "model_path", "predict_fn", "python_version"},
+}
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A verified model, as it came out of its folder.
+
+    Parameters
+    ----------
+    model : fitted scikit-learn estimator
+    metadata : dict
+        The ``metadata`` block of MLmodel, read as data.
+    contract, profile : dict
+        What was stored beside the model; empty where nothing was.
+    digest : str
+        SHA-256 of the manifest: the model's identity.
+    compiled : dict
+        The verdict on the model's exact scorer, for ``compiled.scorer_for``; empty for a model logged without one.
+    n_bytes : int
+        Size of all files together.
+    training_rows : structured ndarray of shape (n_rows,), or None
+        64-bit hashes of the rows it was trained on: field ``content``, and ``key`` where keys were given.
+    manifest : dict
+        Digest and size of each file.
+    """
+
+    model: Any
+    metadata: Mapping[str, Any]
+    contract: Mapping[str, Any]
+    profile: Mapping[str, Any]
+    digest: str
+    compiled: Mapping[str, Any] = field(default_factory=dict)
+    n_bytes: int = 0
+    training_rows: np.ndarray[Any, Any] | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, extra: Iterable[str] = ()) -> ModelFiles:
+    """Load a model from ``folder``, a private copy, after checking everything that can be checked.
+
+    Parameters
+    ----------
+    folder : Path
+        Nobody else may write to it between the check and the load.
+    manifest : dict
+        As registered.
+    name : str
+        For messages, such as ``Version 7 of 'flight-delays'``.
+    extra : iterable of str
+        Types beyond the reviewed list that the project trusts.
+
+    Raises
+    ------
+    ModelFileError, ModelLimitError, UntrustedTypesError, UnreviewedVersionError
+        Nothing was deserialized, or, for bounds and a warm-up that differs, nothing is returned.
+    """
+    raise_for_versions()
+    raise_for_files(folder, manifest, model=name)
+    metadata = _read_mlmodel(folder, name)
+    contract, profile, warmup = (_read_json(folder, file, name) for file in (CONTRACT_FILE, PROFILE_FILE, WARMUP_FILE))
+    if not warmup.get("rows"):
+        raise ModelFileError(name, WARMUP_FILE, "holds no stored predictions; tracking.log_model writes them")
+    model = _read_model(folder / MODEL_FILE, extra, name)
+    raise_for_bounds(model, file=MODEL_FILE, name=name)
+    _raise_for_warmup(warmup, model, name)
+    compiled = _read_json(folder, COMPILED_FILE, name)
+    n_bytes = sum(int(file["size"]) for file in manifest.values())
+    training_rows = _read_training_rows(folder / TRAINING_FILE, name)
+    digest = compute_digest(manifest)
+    return ModelFiles(model, metadata, contract, profile, digest, compiled, n_bytes, training_rows, manifest)
+
+
+def warmup_json(model: Any, rows: pd.DataFrame) -> str:
+    """Return rows and the model's predictions for them, as JSON, to compare with after every load.
+
+    Missing values of rows and predictions that are NaN are written as null, which any parser reads.
+    """
+    table = {"columns": list(rows.columns), "dtypes": [str(t) for t in rows.dtypes], "rows": _plain(rows)}
+    predictions = [None if np.isnan(value) else value for value in scorer(model)(rows).tolist()]
+    return json.dumps({**table, "predictions": predictions}, sort_keys=True)
+
+
+def scorer(model: Any) -> Callable[[pd.DataFrame], Any]:
+    """Return what turns rows into an array of shape (n_rows,): the positive class's probability, or the prediction."""
+    if hasattr(model, "predict_proba"):
+        return lambda rows: model.predict_proba(rows)[:, 1]
+    return lambda rows: np.asarray(model.predict(rows), dtype=float)
+
+
+def _plain(rows: pd.DataFrame) -> list[list[Any]]:
+    return [[None if pd.isna(value) else value for value in row] for row in rows.to_numpy(dtype=object).tolist()]
+
+
+class _DataLoader(yaml.SafeLoader):  # type: ignore[misc] # yaml ships no types
+    """Plain data only: no tags of Python's, and no aliases, of which a few lines can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
+
+
+def _read_mlmodel(folder: Path, name: str) -> dict[str, Any]:
+    """Read MLmodel as data; refuse whatever would make a loader, ours or MLflow's, import or run something."""
+    path = folder / MLMODEL_FILE
+    if path.is_file():
+        raise_for_limit(name, MLMODEL_FILE, "has bytes:", path.stat().st_size, MAX_MLMODEL_BYTES)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_DataLoader)
+        flavors = {str(flavor): dict(facts) for flavor, facts in dict(content["flavors"]).items()}
+        sklearn, pyfunc = flavors["sklearn"], flavors.get("python_function", {})
+        metadata = dict(content.get("metadata") or {})
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelFileError(name, MLMODEL_FILE, f"is not readable ({type(error).__name__})") from error
+    if sklearn.get("serialization_format") != "skops" or sklearn.get("pickled_model") != MODEL_FILE:
+        raise ModelFileError(name, MLMODEL_FILE, "names another format than skops")
+    if sklearn.get("code") or pyfunc.get("code") or pyfunc.get("loader_module", "mlflow.sklearn") != "mlflow.sklearn":
+        raise ModelFileError(name, MLMODEL_FILE, "asks for code of its own to be run")
+    asked = (pyfunc.get("predict_fn", "predict"), pyfunc.get("model_path", MODEL_FILE))
+    if asked not in [(function, MODEL_FILE) for function in ("predict", "predict_proba")]:
+        raise ModelFileError(name, MLMODEL_FILE, "asks for another file or function than the model's")
+    for flavor, facts in flavors.items():
+        if flavor not in FLAVORS:
+            raise ModelFileError(name, MLMODEL_FILE, f"has a flavor '{flavor[:40]}' beside scikit-learn's")
+        if unknown := sorted(set(map(str, facts)) - FLAVORS[flavor]):
+            raise ModelFileError(name, MLMODEL_FILE, f"has '{flavor}.{unknown[0][:40]}', which MLflow does not write")
+    return metadata
+
+
+def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:
+    """Return what a file beside the model says; nothing where there is none."""
+    path = folder / file
+    if not path.is_file():
+        return {}
+    raise_for_limit(name, file, "has bytes:", path.stat().st_size, MAX_TEXT_BYTES)
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ModelFileError(name, file, f"is not readable ({type(error).__name__})") from error
+
+
+def _read_training_rows(path: Path, name: str) -> np.ndarray[Any, Any] | None:
+    """Return the hashes beside the model; mapped first, since a header may promise more rows than the file has."""
+    if not path.is_file():
+        return None
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, OverflowError) as error:
+        raise ModelFileError(name, path.name, f"is not readable ({type(error).__name__})") from error
+    if not isinstance(rows, np.ndarray) or rows.ndim != 1 or not {"content"} <= set(rows.dtype.names or ()):
+        raise ModelFileError(name, path.name, "holds something else than hashes of rows")
+    return np.array(rows)
+
+
+def _read_model(path: Path, extra: Iterable[str], name: str) -> Any:
+    """Deserialize the model file, once its size and the types that it names are known to be harmless."""
+    import skops.io  # noqa: PLC0415 - 1.5 s, and a command that lists versions loads none
+
+    if not path.is_file():
+        raise ModelFileError(name, path.name, "is missing")
+    raise_for_archive(path, model=name)
+    try:
+        needed = skops.io.get_untrusted_types(file=path)
+    except Exception as error:
+        raise ModelFileError(name, path.name, f"is not a skops file ({type(error).__name__}: {error})") from error
+    raise_for_types(needed, extra, name)
+    try:
+        return skops.io.load(path, trusted=needed)
+    except Exception as error:  # such as a type of a package that is not installed here
+        raise ModelFileError(name, path.name, f"cannot be read ({type(error).__name__}: {error})", True) from error
+
+
+def _raise_for_warmup(stored: Mapping[str, Any], model: Any, name: str) -> None:
+    try:
+        rows = pd.DataFrame(stored["rows"], columns=stored["columns"])
+        rows = rows.astype(dict(zip(stored["columns"], stored["dtypes"], strict=True)))
+        wanted = np.asarray(stored["predictions"], dtype=float)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelFileError(name, WARMUP_FILE, f"is not readable ({type(error).__name__}: {error})", True) from error
+    try:
+        predictions = scorer(model)(rows)
+    except Exception as error:
+        why = f"does not score its stored rows here ({type(error).__name__}: {error})"
+        raise ModelFileError(name, MODEL_FILE, why, True) from error
+    is_same_shape = np.shape(predictions) == wanted.shape == (len(rows),)
+    if not is_same_shape or not np.allclose(predictions, wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
+        raise ModelFileError(name, MODEL_FILE, "does not give its stored predictions on this machine", True)

@@ -1,0 +1,122 @@
+"""The types that a model file may contain: those that skops trusts itself, our reviewed list, and what a project names.
+
+The list holds the types that skops leaves out of its defaults and that ordinary estimators need. They are records
+(links, losses, splitters, distributions, requests) and pure functions of arrays (metrics, feature scores), which read
+and run nothing outside themselves. skops checks types, not content: what compiled code would index unchecked (trees,
+neighbours, support vectors) is on the list because :mod:`mlops_lib.models.bounds` looks at the content.
+
+A list is reviewed together with the defaults that it completes, so each belongs to one version of skops and one minor
+version of scikit-learn. With another version nothing is saved or loaded until somebody has read what has changed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable
+from typing import Any
+
+from mlops_lib.errors import ModelNotSavableError, UnreviewedVersionError, UntrustedTypesError
+
+TRUSTED_TYPES = frozenset(
+    {
+        "functools.partial",
+        "numpy.dtype",
+        "numpy.mean",
+        "numpy.number",
+        "scipy._lib.array_api_compat.numpy._aliases.asarray",
+        "scipy.interpolate._bsplines.BSpline",
+        "scipy.sparse._csr.csr_matrix",
+        "scipy.stats._continuous_distns.reciprocal_gen",
+        "scipy.stats._continuous_distns.uniform_gen",
+        "scipy.stats._distn_infrastructure.rv_continuous_frozen",
+        "sklearn._loss.link.IdentityLink",
+        "sklearn._loss.link.Interval",
+        "sklearn._loss.link.LogLink",
+        "sklearn._loss.link.LogitLink",
+        "sklearn._loss.link.MultinomialLogit",
+        "sklearn._loss.loss.HalfBinomialLoss",
+        "sklearn._loss.loss.HalfTweedieLossIdentity",
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.calibration._SigmoidCalibration",
+        "sklearn.compose._column_transformer.make_column_selector",
+        "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+        "sklearn.feature_selection._mutual_info.mutual_info_classif",
+        "sklearn.feature_selection._univariate_selection.chi2",
+        "sklearn.feature_selection._univariate_selection.f_classif",
+        "sklearn.gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace",
+        "sklearn.gaussian_process.kernels.ConstantKernel",
+        "sklearn.gaussian_process.kernels.Product",
+        "sklearn.gaussian_process.kernels.RBF",
+        "sklearn.metrics._classification.accuracy_score",
+        "sklearn.metrics._classification.balanced_accuracy_score",
+        "sklearn.metrics._classification.brier_score_loss",
+        "sklearn.metrics._classification.f1_score",
+        "sklearn.metrics._classification.log_loss",
+        "sklearn.metrics._classification.precision_score",
+        "sklearn.metrics._classification.recall_score",
+        "sklearn.metrics._dist_metrics.EuclideanDistance64",
+        "sklearn.metrics._dist_metrics.ManhattanDistance64",
+        "sklearn.metrics._dist_metrics.MinkowskiDistance64",
+        "sklearn.metrics._ranking.average_precision_score",
+        "sklearn.metrics._ranking.roc_auc_score",
+        "sklearn.metrics._scorer._CurveScorer",
+        "sklearn.metrics._scorer._PassthroughScorer",
+        "sklearn.metrics._scorer._Scorer",
+        "sklearn.model_selection._split.KFold",
+        "sklearn.model_selection._split.StratifiedKFold",
+        "sklearn.model_selection._split.TimeSeriesSplit",
+        "sklearn.neighbors._ball_tree.BallTree",
+        "sklearn.neighbors._kd_tree.KDTree",
+        "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+        "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+        "sklearn.tree._tree.Tree",
+        "sklearn.utils._bunch.Bunch",
+        "sklearn.utils._metadata_requests.MetadataRequest",
+        "sklearn.utils._metadata_requests.MethodMetadataRequest",
+        "sklearn.utils.validation.check_array",
+    }
+)
+# (skops, scikit-learn's minor version) -> list. To add one: read skops' changes and its _trusted_types.py, run
+# tests/test_integrity.py with the new versions, add what the matrix of estimators needs and nothing else.
+REVIEWED = {("0.16.0", "1.9"): TRUSTED_TYPES}
+
+
+def list_trusted_types(model: Any, *, extra: Iterable[str] = (), name: str = "The model") -> list[str]:
+    """Return the types of ``model`` that skops wants named, all of them on our list or in ``extra``.
+
+    Raises
+    ------
+    UntrustedTypesError, ModelNotSavableError
+        Naming the types that nobody has reviewed, or why skops cannot save the model at all.
+    UnreviewedVersionError
+        If the list was not reviewed for the installed skops and scikit-learn.
+    """
+    import skops.io  # noqa: PLC0415 - 1.5 s, and a command that lists versions loads none
+
+    raise_for_versions()
+    try:
+        needed = skops.io.get_untrusted_types(data=skops.io.dumps(model))
+    except Exception as error:
+        reason = "it refers to itself" if isinstance(error, RecursionError) else f"{type(error).__name__}: {error}"
+        raise ModelNotSavableError(name, reason) from error
+    raise_for_types(needed, extra, name)
+    return sorted(needed)
+
+
+def raise_for_versions() -> None:
+    """Raise ``UnreviewedVersionError`` unless there is a list for the installed skops and scikit-learn."""
+    skops, sklearn = (importlib.metadata.version(package) for package in ("skops", "scikit-learn"))
+    if (skops, ".".join(sklearn.split(".")[:2])) not in REVIEWED:
+        raise UnreviewedVersionError(skops, sklearn, tuple(f"skops {s} with scikit-learn {k}" for s, k in REVIEWED))
+
+
+def raise_for_types(needed: Iterable[str], extra: Iterable[str], name: str) -> None:
+    """Raise ``UntrustedTypesError`` for types that are neither on the list nor in ``extra``."""
+    unknown = tuple(sorted(set(needed) - TRUSTED_TYPES - set(extra)))
+    if unknown:
+        raise UntrustedTypesError(name, unknown)
+    homeless = tuple(
+        sorted(kind for kind in set(needed) - TRUSTED_TYPES if kind.startswith("__main__.") or "<" in kind)
+    )
+    if homeless:  # named in the project, but no fresh process could import it
+        raise UntrustedTypesError(name, homeless)

@@ -1,0 +1,1 @@
+"""What runs without anybody looking: notebooks in CI and on schedule, batches, the service, operation."""

@@ -1,0 +1,80 @@
+"""When a notebook need not run again: the key of a run, and whether what it read is still the same.
+
+The key covers what can be known beforehand: code cells, parameters, kernel, project file, library, lock, Python. What a
+run read is recorded while it runs (:mod:`mlops_lib.data.reads`) and stored with it. A finished run with the same key
+whose inputs are all unchanged is returned instead of running; markdown, outputs and names do not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from mlops_lib import data, registry
+from mlops_lib.project import Project
+from mlops_lib.tracking import store
+
+KEY_TAG = "mlops.key"
+UNCACHEABLE_TAG = "mlops.uncacheable"
+INPUTS_FILE = "inputs.json"
+# Tags that change what a cell does when it runs.
+_TAGS = ("parameters", "raises-exception", "skip-execution")
+
+
+def compute_key(
+    project: Project, path: Path, notebook: Mapping[str, Any], values: Mapping[str, Any], kernel_name: str
+) -> str:
+    """Return the SHA-256 of everything but the inputs that a run depends on."""
+    cells = [
+        ["".join(cell["source"]), [tag for tag in cell["metadata"].get("tags", ()) if tag in _TAGS]]
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code"
+    ]
+    library = sorted(Path(__file__).parents[2].rglob("*.py"))
+    lock = project.root / "requirements.lock"
+    facts = {
+        "name": path.name,  # of the executed copy, which is not in the run of another notebook with the same cells
+        "cells": cells,
+        "parameters": {name: repr(value) for name, value in sorted(values.items())},
+        "kernel": kernel_name,
+        "project": data.fingerprint_file(project.file) if project.file else "",
+        "library": [[path.name, data.fingerprint_file(path)] for path in library],
+        "lock": data.fingerprint_file(lock) if lock.is_file() else "",
+        "python": [sys.version, platform.machine()],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def find_run(project: Project, client: MlflowClient, experiment_id: str, key: str) -> Run | None:
+    """Return the newest finished run with ``key`` whose inputs are all unchanged, or None."""
+    found = client.search_runs(
+        [experiment_id],
+        f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=20,
+    )
+    for run in found:
+        try:
+            inputs = json.loads(store.read_artifact(run.info.artifact_uri, INPUTS_FILE))
+        except FileNotFoundError:  # somebody has deleted what it read and wrote
+            continue
+        if all(_is_unchanged(project, entry) for entry in inputs):
+            return run
+    return None
+
+
+def _is_unchanged(project: Project, entry: Mapping[str, Any]) -> bool:
+    if entry["kind"] == "file":
+        path = Path(entry["name"])
+        return bool(path.is_file() and data.fingerprint_file(path) == entry["content"])
+    if entry["kind"] == "stage":
+        return bool(registry.current(project, entry["name"]) == entry["content"])
+    return bool(registry.ledger_head(registry.read_ledger(project)) == entry["content"])

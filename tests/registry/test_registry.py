@@ -1,0 +1,701 @@
+"""Versions, stages and the ledger: nothing moves without proof, and every move can be told and undone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import workers
+from conftest import FEATURES, copy_store, make_model, make_project, make_rows, read_labelled, register_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlflow.tracking import MlflowClient
+from stages import aliases, bring_to_prod, clone, force_to_prod, judge, standing
+
+from mlops_lib import data, models, registry, tracking
+from mlops_lib.errors import (
+    EmptyStageError,
+    HeadMovedError,
+    LedgerBrokenError,
+    MlopsError,
+    ModelFileError,
+    PromotionRefusedError,
+    ReasonTooLongError,
+    RollbackRefusedError,
+    RunNotFinishedError,
+    StoreUnreachableError,
+    UnknownStageError,
+    UnknownVersionError,
+)
+from mlops_lib.gates import Threshold, check_gates
+from mlops_lib.project import Project
+from mlops_lib.registry import ledger, moves, verdicts
+from mlops_lib.report import Report, Row
+from mlops_lib.tracking import store
+
+# --- registering and finding -------------------------------------------------------------------------------------
+
+
+def test_a_registered_model_is_version_1_in_dev(project: Project, version: registry.Version) -> None:
+    assert (version.version, version.stages, version.metrics) == (1, ("dev",), {"val_roc_auc": 0.75})
+    assert version.description == "C=1.0"
+    assert version.created_at.endswith("+00:00")
+    assert standing(project) == {"dev": 1, "staging": None, "prod": None}
+    (entry,) = registry.history(project)
+    assert (entry.action, entry.stage, entry.version, entry.actor) == ("register", "dev", 1, "ada")
+    assert entry.digest == version.digest
+    assert str(entry).startswith("#1 register dev → version 1 by ada at ")
+
+
+def test_versions_are_listed_newest_first_with_their_stages(project: Project, version: registry.Version) -> None:
+    clone(project, 2)
+    force_to_prod(project, 1)
+    found = [(v.version, v.stages) for v in registry.list_versions(project)]
+    assert found == [(3, ("dev",)), (2, ()), (1, ("staging", "prod"))]
+
+
+def test_nothing_is_registered_yet(project: Project) -> None:
+    assert registry.list_versions(project) == []
+    assert registry.history(project) == ()
+    assert standing(project) == {"dev": None, "staging": None, "prod": None}
+    with pytest.raises(EmptyStageError, match=r"Stages with a version: none"):
+        registry.resolve(project, "prod")
+    with pytest.raises(UnknownVersionError, match=r"Registered versions: none"):
+        registry.get_version(project, 1)
+
+
+@pytest.mark.usefixtures("version")
+@pytest.mark.parametrize("name", [1, "1", "dev"])
+def test_a_version_is_found_by_number_and_by_stage(project: Project, name: int | str) -> None:
+    assert registry.get_version(project, name).version == 1
+    assert registry.load_model(project, name).version == 1
+
+
+@pytest.mark.usefixtures("version")
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        (2, UnknownVersionError),
+        (0, UnknownVersionError),
+        (-1, UnknownVersionError),
+        ("99", UnknownVersionError),
+        ("²", UnknownStageError),
+        ("prod", EmptyStageError),
+        ("prd", UnknownStageError),
+        ("Prod", UnknownStageError),
+        ("-1", UnknownStageError),
+        ("", UnknownStageError),
+    ],
+)
+def test_what_is_no_version_is_refused_with_what_exists(
+    project: Project, name: int | str, error: type[MlopsError]
+) -> None:
+    with pytest.raises(error):
+        registry.get_version(project, name)
+
+
+def test_a_loaded_release_knows_what_it_is(project: Project, version: registry.Version) -> None:
+    release = registry.load_model(project, "dev")
+    assert (release.name, release.version, release.stage, release.digest) == ("toy", 1, "dev", version.digest)
+    assert (release.features, release.threshold) == (list(FEATURES), 0.5)
+    assert registry.load_model(project, 1).stage is None
+
+
+def test_lineage_tells_run_data_and_parameters(project: Project, version: registry.Version) -> None:
+    lineage = registry.read_lineage(project, version)
+    assert lineage["run"] == f"{version.run_id} FINISHED"
+    assert lineage["actor"] == "ada"
+
+
+# --- not registrable ---------------------------------------------------------------------------------------------
+
+
+def log_model(project: Project) -> tracking.LoggedModel:
+    rows = read_labelled(project, "p1")
+    X, y = rows[list(FEATURES)], rows["broke"]
+    return tracking.log_model(project, make_model().fit(X, y), X)
+
+
+def test_a_pending_model_is_no_version(project: Project) -> None:
+    client = store.connect(project.tracking_uri)
+    experiment_id = store.get_experiment_id(client, project.tracking_uri, project.name)
+    model = client.create_logged_model(experiment_id)
+    with pytest.raises(RunNotFinishedError, match=r"PENDING, not READY"):
+        registry.register(project, f"models:/{model.model_id}")
+    assert registry.list_versions(project) == []
+
+
+def test_a_model_of_a_failed_run_is_no_version(project: Project) -> None:
+    logged: list[tracking.LoggedModel] = []
+    with pytest.raises(ZeroDivisionError), tracking.start_run(project):  # noqa: PT012 - the body is what fails
+        logged.append(log_model(project))
+        _ = 1 / 0
+    with pytest.raises(RunNotFinishedError, match=r"is FAILED"):
+        registry.register(project, logged[0].model_uri)
+    assert registry.list_versions(project) == []
+
+
+def test_a_model_of_a_deleted_run_is_no_version(project: Project) -> None:
+    with tracking.start_run(project) as run:
+        logged = log_model(project)
+    store.connect(project.tracking_uri).delete_run(run.info.run_id)
+    with pytest.raises(RunNotFinishedError, match=r"is deleted"):
+        registry.register(project, logged.model_uri)
+
+
+def test_a_model_of_a_run_that_still_runs_may_be_registered_and_cannot_be_promoted_yet(project: Project) -> None:
+    with tracking.start_run(project):
+        version = registry.register(project, log_model(project).model_uri)
+        with pytest.raises(PromotionRefusedError, match=r"its run is RUNNING, not FINISHED"):
+            registry.promote(project, version.version, "staging", force=True, reason="impatient")
+
+
+def test_a_model_that_plain_mlflow_logged_has_no_manifest_and_is_no_version(project: Project) -> None:
+    rows = read_labelled(project, "p1")
+    X, y = rows[["size", "weight"]], rows["broke"]
+    with tracking.start_run(project):
+        info = mlflow.sklearn.log_model(make_model()[-1].fit(X, y), name="model", pip_requirements=["scikit-learn"])
+    with pytest.raises(RunNotFinishedError, match=r"no manifest; log it with tracking.log_model"):
+        registry.register(project, info.model_uri)
+
+
+@pytest.mark.parametrize("uri", ["models:/m-0123456789", "file:///nonexistent", "nonsense", ""])
+def test_what_is_no_logged_model_is_no_version(project: Project, uri: str) -> None:
+    with pytest.raises(RunNotFinishedError, match=r"was not registered"):
+        registry.register(project, uri)
+
+
+def test_a_model_changed_between_logging_and_registering_is_no_version(project: Project) -> None:
+    with tracking.start_run(project):
+        logged = log_model(project)
+    spoil(logged.model_uri)
+    with pytest.raises(ModelFileError, match=r"file 'model.skops' has been changed"):
+        registry.register(project, logged.model_uri)
+    assert registry.list_versions(project) == []
+
+
+def test_a_metric_that_is_no_number_is_not_shown_for_a_version(project: Project) -> None:
+    with tracking.start_run(project):
+        logged = log_model(project)
+    with pytest.raises(MlopsError, match=r"needs a finite number"):
+        registry.register(project, logged.model_uri, metrics={"val_roc_auc": float("nan")})
+    assert registry.list_versions(project) == []
+
+
+def folder_of(model_uri: str) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(model_uri))
+
+
+def spoil(model_uri: str) -> None:
+    """Flip one byte in the middle of the stored model file."""
+    path = folder_of(model_uri) / "model.skops"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+# --- promotion ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("version")
+def test_a_version_with_a_passed_verdict_moves_stage_by_stage(project: Project) -> None:
+    verdict = judge(project, 1)
+    assert verdict.passed
+    entry = registry.promote(project, 1, "staging", reason="best of one")
+    assert (entry.action, entry.from_version, entry.reason) == ("promote", None, "best of one")
+    assert entry.verdict == registry.verdict_digest(verdict)
+    assert registry.promote(project, 1, "prod").reason == "gates passed"
+    assert standing(project) == {"dev": 1, "staging": 1, "prod": 1} == aliases(project)
+    assert [e.stage for e in registry.history(project)] == ["dev", "staging", "prod"]
+    assert [e.action for e in registry.history(project, "prod")] == ["promote"]
+
+
+@pytest.mark.usefixtures("version")
+def test_what_stock_tools_load_is_what_the_ledger_says(project: Project) -> None:
+    bring_to_prod(project, 1)
+    rows = make_rows(20, seed=9)[0][list(FEATURES)]
+    stock = mlflow.pyfunc.load_model("models:/toy@prod").predict(rows)
+    np.testing.assert_array_equal(stock, registry.load_model(project, "prod").model.predict_proba(rows))
+
+
+@pytest.mark.usefixtures("version")
+def test_an_alias_that_somebody_moved_is_ignored_and_repaired_by_the_next_move(project: Project) -> None:
+    force_to_prod(project, 1)
+    clone(project, 1)
+    client = store.connect(project.tracking_uri)
+    client.set_registered_model_alias("toy", "prod", "2")
+    assert registry.resolve(project, "prod") == 1
+    registry.promote(project, 2, "staging", force=True, reason="next")
+    assert aliases(project) == {"dev": 2, "staging": 2, "prod": 1}
+
+
+Spoil = Callable[[Project], Any]
+
+
+def no_verdict(project: Project) -> None:
+    pass
+
+
+def failed_verdict(project: Project) -> None:
+    strict = replace(project, gates=(Threshold("roc_auc", 0.99),))
+    judge(strict, 1)
+
+
+def verdict_of_another_version(project: Project) -> None:
+    clone(project, 1)
+    judge(project, 2)
+    run_id = MlflowClient().get_model_version("toy", "2").tags[verdicts.VERDICT_TAG]
+    MlflowClient().set_model_version_tag("toy", "1", verdicts.VERDICT_TAG, run_id)
+
+
+def changed_data(project: Project) -> None:
+    judge(project, 1)
+    rows, _ = make_rows(1000, seed=77)
+    data.write_table(rows, project.path("arrivals", "p2"))
+
+
+def missing_data(project: Project) -> None:
+    judge(project, 1)
+    project.path("labels", "p2").unlink()
+
+
+def changed_champion(project: Project) -> None:
+    clone(project, 1)
+    judge(project, 1)
+    registry.promote(project, 2, "staging", force=True, reason="urgent")
+    registry.promote(project, 2, "prod", force=True, reason="urgent")
+    register_model(project, C=0.5)
+    judge(project, 3)
+    registry.promote(project, 3, "staging")
+    registry.promote(project, 3, "prod")
+
+
+def failed_run(project: Project) -> None:
+    judge(project, 1)
+    MlflowClient().set_terminated(registry.get_version(project, 1).run_id, "FAILED")
+
+
+def verdict_without_facts(project: Project) -> None:
+    with tracking.start_run(project):
+        registry.log_verdict(project, 1, Report("Gates", (Row("x", 1.0, "", "passed"),)))
+
+
+def verdict_without_data(project: Project) -> None:
+    verdict = check_gates(project, registry.load_model(project, 1), None, read_labelled(project, "p2"))
+    with tracking.start_run(project):
+        registry.log_verdict(project, 1, verdict)
+
+
+def verdict_file_gone(project: Project) -> None:
+    judge(project, 1)
+    run_id = MlflowClient().get_model_version("toy", "1").tags[verdicts.VERDICT_TAG]
+    (Path(MlflowClient().get_run(run_id).info.artifact_uri.removeprefix("file://")) / "verdict.json").unlink()
+
+
+@pytest.mark.usefixtures("version")
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (no_verdict, r"there is no verdict on it; run 03_validate"),
+        (failed_verdict, r"gates have changed since the verdict"),
+        (verdict_of_another_version, r"about another version or other model files"),
+        (changed_data, r"evaluation data 'data/arrivals/p2.parquet' is gone or has changed"),
+        (missing_data, r"evaluation data 'data/labels/p2.parquet' is gone or has changed"),
+        (changed_champion, r"another champion than the present one"),
+        (failed_run, r"its run is FAILED, not FINISHED"),
+        (verdict_without_facts, r"about another version or other model files"),
+        (verdict_without_data, r"does not say which evaluation data it rests on"),
+        (verdict_file_gone, r"there is no verdict on it"),
+    ],
+)
+def test_a_promotion_without_proof_that_still_holds_is_refused(project: Project, prepare: Spoil, reason: str) -> None:
+    prepare(project)
+    before = registry.history(project)
+    with pytest.raises(PromotionRefusedError, match=reason) as caught:
+        registry.promote(project, 1, "staging")
+    assert str(caught.value).endswith(
+        f"staging still has version {standing(project)['staging']}."
+        if standing(project)["staging"]
+        else "staging is still empty."
+    )
+    assert registry.history(project) == before
+
+
+@pytest.mark.usefixtures("version")
+def test_a_store_that_is_away_is_not_called_a_missing_verdict(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge(project, 1)
+
+    class Away:
+        def _download_file(self, name: str, path: str) -> None:
+            raise ConnectionResetError("Connection reset by peer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "get_artifact_repository", lambda location: Away())
+        with pytest.raises(StoreUnreachableError, match="Connection reset by peer"):
+            registry.promote(project, 1, "staging")
+    assert registry.current(project, "staging") is None
+    registry.promote(project, 1, "staging")
+
+
+@pytest.mark.usefixtures("version")
+def test_a_failed_gate_is_told_with_value_and_limit(project: Project) -> None:
+    strict = replace(project, gates=(Threshold("roc_auc", 0.99),))
+    judge(strict, 1)
+    with pytest.raises(
+        PromotionRefusedError, match=r"1 of 2 gates failed. test_roc_auc is 0\.\d+, needs interval >= 0.990"
+    ):
+        registry.promote(strict, 1, "staging")
+
+
+@pytest.mark.usefixtures("version")
+def test_loosening_the_gates_after_the_verdict_does_not_help(project: Project) -> None:
+    judge(replace(project, gates=(Threshold("roc_auc", 0.99),)), 1)
+    with pytest.raises(PromotionRefusedError, match=r"gates have changed"):
+        registry.promote(replace(project, gates=(Threshold("roc_auc", 0.1),)), 1, "staging")
+
+
+@pytest.mark.usefixtures("version")
+@pytest.mark.parametrize("force", [False, True])
+def test_the_order_of_stages_is_kept_even_by_force(project: Project, force: bool) -> None:
+    def promote(version: int, stage: str) -> registry.Entry:
+        return registry.promote(project, version, stage, force=force, reason="test")
+
+    judge(project, 1)
+    with pytest.raises(PromotionRefusedError, match=r"it has never been in staging"):
+        promote(1, "prod")
+    with pytest.raises(PromotionRefusedError, match=r"nothing is promoted to it"):
+        promote(1, "dev")
+    promote(1, "staging")
+    with pytest.raises(PromotionRefusedError, match=r"it is there already"):
+        promote(1, "staging")
+    with pytest.raises(UnknownStageError):
+        promote(1, "prd")
+    with pytest.raises(UnknownVersionError):
+        promote(9, "staging")
+
+
+@pytest.mark.usefixtures("version")
+def test_a_version_that_was_replaced_in_staging_does_not_reach_prod(project: Project) -> None:
+    clone(project, 1)
+    for version in (1, 2):
+        judge(project, version)
+        registry.promote(project, version, "staging")
+    with pytest.raises(PromotionRefusedError, match=r"staging has version 2 by now"):
+        registry.promote(project, 1, "prod")
+
+
+@pytest.mark.usefixtures("version")
+@pytest.mark.parametrize("reason", ["", "  "])
+def test_force_takes_a_reason_and_stays_in_the_history(project: Project, reason: str) -> None:
+    with pytest.raises(PromotionRefusedError, match=r"forcing takes a reason"):
+        registry.promote(project, 1, "staging", force=True, reason=reason)
+    entry = registry.promote(project, 1, "staging", force=True, reason="the old one is down")
+    assert (entry.action, entry.verdict, entry.reason) == ("force", "", "the old one is down")
+    assert registry.history(project)[-1] == entry
+
+
+@pytest.mark.usefixtures("version")
+def test_a_reason_too_long_for_the_ledger_is_refused_before_anything_moves(project: Project) -> None:
+    before = registry.history(project)
+    for long in ("x" * 4000, "漢" * 1000):
+        with pytest.raises(ReasonTooLongError):
+            registry.promote(project, 1, "staging", force=True, reason=long)
+        with pytest.raises(ReasonTooLongError):
+            registry.rollback(project, "dev", reason=long)
+        with pytest.raises(ReasonTooLongError):
+            registry.register(project, "models:/any", description=long)
+    assert registry.history(project) == before
+
+
+def test_changed_bytes_are_refused_at_every_door(project: Project, version: registry.Version) -> None:
+    judge(project, 1)
+    spoil(f"models:/{version.model_id}")
+    for door in (
+        lambda: registry.promote(project, 1, "staging"),
+        lambda: registry.promote(project, 1, "staging", force=True, reason="hurry"),
+        lambda: registry.load_model(project, 1),
+    ):
+        with pytest.raises(ModelFileError, match=r"Version 1 of 'toy' .* file 'model.skops' has been changed"):
+            door()
+    assert standing(project)["staging"] is None
+
+
+def test_a_model_whose_folder_is_gone_is_refused(project: Project, version: registry.Version) -> None:
+    shutil.rmtree(folder_of(f"models:/{version.model_id}"))
+    with pytest.raises(ModelFileError):
+        registry.load_model(project, 1)
+
+
+def test_bytes_and_manifest_changed_together_are_still_refused_by_the_ledger(
+    project: Project, version: registry.Version
+) -> None:
+    spoil(f"models:/{version.model_id}")
+    manifest = models.compute_manifest(folder_of(f"models:/{version.model_id}"))
+    tags = {
+        models.MANIFEST_TAG: json.dumps(manifest, sort_keys=True, separators=(",", ":")),
+        models.DIGEST_TAG: models.compute_digest(manifest),
+    }
+    for name, value in tags.items():
+        MlflowClient().set_model_version_tag("toy", "1", name, value)
+    with pytest.raises(ModelFileError, match=r"file 'manifest' is not the one of its registration"):
+        registry.load_model(project, 1)
+    with pytest.raises(ModelFileError, match=r"file 'manifest' is not the one of its registration"):
+        registry.promote(project, 1, "staging", force=True, reason="hurry")
+
+
+# --- rollback ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_history(tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, registered: Project) -> Project:
+    """Versions 1, 2 and 3 have been in prod, in this order; made once, and left as it is."""
+    made = make_project(tmp_path_factory.mktemp("history"), migrated_store)
+    copy_store(registered, made)
+    clone(made, 2)
+    for number in (1, 2, 3):
+        force_to_prod(made, number)
+    return made
+
+
+@pytest.fixture
+def three_in_prod(project: Project, with_history: Project) -> Project:
+    """Return a copy of it."""
+    copy_store(with_history, project)
+    store.connect(project.tracking_uri)
+    return project
+
+
+def test_rollback_goes_back_step_by_step_and_then_forward_again(three_in_prod: Project) -> None:
+    project = three_in_prod
+    assert registry.rollback(project, "prod", reason="complaints").version == 2
+    assert registry.rollback(project, "prod", reason="still").version == 1
+    entry = registry.rollback(project, "prod", to=3, reason="it was the data")
+    assert (entry.version, entry.from_version, entry.action) == (3, 1, "rollback")
+    assert standing(project) == {"dev": 3, "staging": 3, "prod": 3} == aliases(project)
+    assert [e.version for e in registry.history(project, "prod")] == [1, 2, 3, 2, 1, 3]
+
+
+def test_after_a_rollback_a_promotion_starts_from_where_we_are(three_in_prod: Project) -> None:
+    project = three_in_prod
+    registry.rollback(project, "prod", reason="complaints")
+    (four,) = clone(project, 1)
+    force_to_prod(project, four)
+    assert registry.rollback(project, "prod", reason="again").version == 2
+
+
+def test_rollback_to_a_version_that_never_was_there_is_refused(three_in_prod: Project) -> None:
+    (four,) = clone(three_in_prod, 1)
+    with pytest.raises(RollbackRefusedError, match=r"it never had version 4; it had 1, 2"):
+        registry.rollback(three_in_prod, "prod", to=four, reason="try")
+    with pytest.raises(RollbackRefusedError, match=r"never had version 3|is there already"):
+        registry.rollback(three_in_prod, "prod", to=3, reason="it is there")
+
+
+@pytest.mark.usefixtures("version")
+def test_rollback_of_a_stage_without_a_past_is_refused(project: Project) -> None:
+    with pytest.raises(RollbackRefusedError, match=r"never had another version. It is still empty"):
+        registry.rollback(project, "prod", reason="try")
+    force_to_prod(project, 1)
+    with pytest.raises(RollbackRefusedError, match=r"never had another version. It still has version 1"):
+        registry.rollback(project, "prod", reason="try")
+    with pytest.raises(UnknownStageError):
+        registry.rollback(project, "prd", reason="try")
+
+
+def test_rollback_to_a_version_whose_files_have_changed_is_refused(
+    project: Project, version: registry.Version, second: registry.Version
+) -> None:
+    force_to_prod(project, 1)
+    force_to_prod(project, second.version)
+    spoil(f"models:/{version.model_id}")
+    with pytest.raises(ModelFileError, match=r"Version 1 of 'toy'"):
+        registry.rollback(project, "prod", reason="complaints")
+    assert standing(project)["prod"] == second.version
+
+
+def test_rollback_never_goes_forward_by_itself(three_in_prod: Project) -> None:
+    for _ in range(2):
+        registry.rollback(three_in_prod, "prod", reason="back")
+    with pytest.raises(RollbackRefusedError, match=r"the oldest it had; name one of 2, 3 \(--to\)"):
+        registry.rollback(three_in_prod, "prod", reason="there is nothing further back")
+    assert registry.current(three_in_prod, "prod") == 1
+
+
+# --- the ledger --------------------------------------------------------------------------------------------------
+
+
+def ledger_of(project: Project) -> str:
+    return str(registry.ledger_run_id(project))
+
+
+def write_sql(project: Project, statement: str, *values: object) -> None:
+    """Do what only somebody with write access to the database can do."""
+    with contextlib.closing(sqlite3.connect(project.root / "mlflow.db")) as database, database:
+        assert database.execute(statement, values).rowcount == 1
+
+
+def edit_entry(project: Project, entry: int, **changes: object) -> None:
+    key = f"{entry:06d}"
+    text = MlflowClient().get_run(ledger_of(project)).data.params[key]
+    edited = json.dumps({**json.loads(text), **changes}, sort_keys=True, separators=(",", ":"))
+    write_sql(project, "update params set value = ? where run_uuid = ? and key = ?", edited, ledger_of(project), key)
+
+
+@pytest.mark.parametrize(
+    ("number", "changes"),
+    [(1, {"reason": "nicer"}), (2, {"version": 3}), (4, {"actor": "bob"}), (5, {"number": 6}), (9, {"version": 1})],
+)
+def test_an_edited_entry_is_found_by_number(three_in_prod: Project, number: int, changes: dict[str, object]) -> None:
+    edit_entry(three_in_prod, number, **changes)
+    with pytest.raises(LedgerBrokenError) as caught:
+        registry.read_ledger(three_in_prod)
+    assert caught.value.entry in (number, number + 1)
+    with pytest.raises(LedgerBrokenError):
+        registry.load_model(three_in_prod, "prod")
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_removed_entry_is_found_by_number(three_in_prod: Project, number: int) -> None:
+    key = f"{number:06d}"
+    write_sql(three_in_prod, "delete from params where run_uuid = ? and key = ?", ledger_of(three_in_prod), key)
+    with pytest.raises(LedgerBrokenError, match=rf"entry {number} is missing or out of order"):
+        registry.read_ledger(three_in_prod)
+
+
+@pytest.mark.parametrize("text", ["not json", "[]", "null", '"text"', "{}", '{"number": 3, "surprise": 1}'])
+def test_an_entry_that_is_none_is_found(three_in_prod: Project, text: str) -> None:
+    sql = "update params set value = ? where run_uuid = ? and key = '000003'"
+    write_sql(three_in_prod, sql, text, ledger_of(three_in_prod))
+    with pytest.raises(LedgerBrokenError, match=r"entry 3 cannot be read"):
+        registry.read_ledger(three_in_prod)
+
+
+def test_a_removed_last_entry_is_found_by_number(three_in_prod: Project) -> None:
+    sql = "delete from params where run_uuid = ? and key = '000009'"
+    write_sql(three_in_prod, sql, ledger_of(three_in_prod))
+    with pytest.raises(LedgerBrokenError, match=r"entry 9 is missing"):
+        registry.read_ledger(three_in_prod)
+
+
+def test_an_entry_written_by_other_hands_is_found_even_with_the_same_content(three_in_prod: Project) -> None:
+    sql = "update params set value = value || ' ' where run_uuid = ? and key = '000009'"
+    write_sql(three_in_prod, sql, ledger_of(three_in_prod))
+    with pytest.raises(LedgerBrokenError, match=r"entry 9 is not written as this library writes it"):
+        registry.read_ledger(three_in_prod)
+
+
+def test_a_move_that_was_killed_before_its_head_and_alias_were_noted_still_counts(three_in_prod: Project) -> None:
+    client = store.connect(three_in_prod.tracking_uri)
+    entries = registry.read_ledger(three_in_prod)
+    client.set_tag(ledger_of(three_in_prod), ledger.HEAD_TAG, f"8:{entries[7].hash}")
+    client.set_registered_model_alias("toy", "prod", "2")
+    assert registry.resolve(three_in_prod, "prod") == 3
+    registry.rollback(three_in_prod, "staging", reason="next move")
+    assert aliases(three_in_prod) == standing(three_in_prod)
+
+
+def test_a_note_that_somebody_logged_to_the_ledger_run_is_found(three_in_prod: Project) -> None:
+    MlflowClient().log_param(ledger_of(three_in_prod), "note", "hello")
+    with pytest.raises(LedgerBrokenError):
+        registry.read_ledger(three_in_prod)
+
+
+def test_a_ledger_run_that_somebody_deleted_is_found(three_in_prod: Project) -> None:
+    client = store.connect(three_in_prod.tracking_uri)
+    client.delete_run(ledger_of(three_in_prod))
+    with pytest.raises(LedgerBrokenError, match=r"deleted"):
+        registry.read_ledger(three_in_prod)
+
+
+def test_a_model_deleted_and_made_again_under_the_same_name_starts_an_empty_ledger(
+    project: Project, version: registry.Version
+) -> None:
+    force_to_prod(project, 1)
+    store.connect(project.tracking_uri).delete_registered_model("toy")
+    assert registry.history(project) == ()
+    with pytest.raises(EmptyStageError):
+        registry.resolve(project, "prod")
+    again = registry.register(project, f"models:/{version.model_id}")
+    assert (again.version, standing(project)) == (1, {"dev": 1, "staging": None, "prod": None})
+    assert len(registry.history(project)) == 1
+
+
+def test_a_version_deleted_while_prod_points_to_it_is_told(project: Project, version: registry.Version) -> None:
+    force_to_prod(project, 1)
+    clone(project, 1)
+    store.connect(project.tracking_uri).delete_model_version("toy", "1")
+    with pytest.raises(UnknownVersionError, match=r"There is no version '(prod|1)' of 'toy'"):
+        registry.load_model(project, "prod")
+
+
+def test_a_model_that_plain_mlflow_registered_is_adopted(project: Project) -> None:
+    client = store.connect(project.tracking_uri)
+    client.create_registered_model("toy")
+    assert registry.list_versions(project) == []
+    assert register_model(project).version == 1
+    assert len(registry.history(project)) == 1
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(reason=st.text(max_size=200))
+def test_any_reason_survives_the_ledger(project: Project, version: registry.Version, reason: str) -> None:
+    registry.register(project, f"models:/{version.model_id}", description=reason)
+    assert registry.history(project)[-1].reason == (reason or "registered")
+
+
+# --- at the same time --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("version")
+def test_of_two_promoters_from_one_head_exactly_one_wins(project: Project) -> None:
+    numbers = clone(project, 8)
+    for pair in zip(numbers[::2], numbers[1::2], strict=True):
+        before = len(registry.history(project))
+        answers = workers.run_at_once(workers.promote, [(project, number, "staging") for number in pair])
+        (winner,) = (answer for answer in answers if isinstance(answer, registry.Entry))
+        (loser,) = (answer for answer in answers if not isinstance(answer, registry.Entry))
+        assert isinstance(loser, HeadMovedError)
+        assert str(winner) in str(loser)
+        assert registry.history(project)[before:] == (winner,)
+        assert aliases(project)["staging"] == winner.version
+
+
+@pytest.mark.usefixtures("version")
+def test_a_promoter_that_saw_an_older_head_is_told_who_was_faster(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The race of the test above with its worst timing, every time."""
+    clone(project, 1)
+    check = moves.verify_files
+
+    def be_overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr(moves, "verify_files", check)
+        registry.promote(replace(project, actor="bob"), 2, "staging", force=True, reason="faster")
+        check(*arguments)
+
+    monkeypatch.setattr(moves, "verify_files", be_overtaken)
+    with pytest.raises(HeadMovedError, match=r"promote staging|force staging → version 2 by bob"):
+        registry.promote(project, 1, "staging", force=True, reason="slower")
+    assert standing(project)["staging"] == 2
+
+
+def test_processes_that_register_the_first_version_at_once_share_one_ledger(project: Project) -> None:
+    with tracking.start_run(project):
+        logged = log_model(project)
+    versions = workers.run_at_once(workers.register, [(project, logged.model_uri)] * 4)
+    assert sorted(versions) == [1, 2, 3, 4]  # type: ignore[type-var]
+    entries = registry.history(project)
+    assert sorted(entry.version for entry in entries) == [1, 2, 3, 4]
+    assert [entry.number for entry in entries] == [1, 2, 3, 4]
+    assert aliases(project) == {"dev": entries[-1].version}
