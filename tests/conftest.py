@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import servers
+from rounds import VARIABLE
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -72,6 +73,16 @@ def make_model(C: float = 1.0, *, features: tuple[str, ...] = FEATURES) -> Pipel
         (OneHotEncoder(handle_unknown="ignore"), ["color"]), (StandardScaler(), list(features[1:]))
     )
     return make_pipeline(columns, LogisticRegression(C=C))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--rounds``."""
+    parser.addoption("--rounds", choices=("few", "many"), default="few", help="how often races and kills are repeated")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell the tests, and the processes that they start, how many rounds there are (tests/rounds.py)."""
+    os.environ[VARIABLE] = config.getoption("rounds")
 
 
 # What is started first, so that it is not what the others wait for; the other groups are the files.

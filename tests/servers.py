@@ -22,7 +22,6 @@ from urllib.error import URLError
 import psycopg
 import pytest
 
-START_TIMEOUT_S = 120
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 SETTINGS = {
@@ -158,9 +157,8 @@ def running(command: list[str], environment: Mapping[str, str], log: Path) -> It
 
 def wait_for(address: str, begun: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until an address answers."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and begun.poll() is None:
+    while begun.poll() is None:  # how long it may take is the limit of the test
         with contextlib.suppress(URLError, OSError), urllib.request.urlopen(address, timeout=5):
             return
         time.sleep(0.1)
-    pytest.fail(f"{address} never answered:\n{log.read_text(encoding='utf-8', errors='replace')}")
+    pytest.fail(f"{address} ended before it answered:\n{log.read_text(encoding='utf-8', errors='replace')}")

@@ -60,14 +60,14 @@ def barrier() -> Any:
 
 
 def run_at_once(
-    function: Callable[..., object], calls: list[tuple[object, ...]], *, timeout_s: float = 120
+    function: Callable[..., object], calls: list[tuple[object, ...]], *, timeout_s: float = 800
 ) -> list[object]:
     """Run ``function`` in one process per call, all past a barrier at once; return results or exceptions, in order."""
     barrier, answers = CONTEXT.Barrier(len(calls)), CONTEXT.Queue()
     processes = [start(_answer, barrier, answers, n, function, call) for n, call in enumerate(calls)]
     found = dict(answers.get(timeout=timeout_s) for _ in processes)
     for process in processes:
-        process.join(timeout=60)
+        process.join()
     return [found[n] for n in range(len(calls))]
 
 
@@ -75,7 +75,7 @@ def _answer(
     barrier: Any, answers: Queue[Any], n: int, function: Callable[..., object], arguments: tuple[object, ...]
 ) -> None:
     _barrier.append(barrier)
-    barrier.wait(timeout=120)
+    barrier.wait(timeout=800)
     try:
         answers.put((n, function(*arguments)))
     except Exception as error:  # noqa: BLE001 - the test looks at it
@@ -97,7 +97,7 @@ def promote(project: Project, version: int, stage: str) -> registry.Entry:
     append = moves.append
 
     def append_together(*arguments: Any, **facts: Any) -> registry.Entry:
-        _barrier[0].wait(timeout=60)
+        _barrier[0].wait(timeout=800)
         return append(*arguments, **facts)
 
     moves.append = append_together

@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 import workers
 from conftest import make_rows
+from rounds import rounds, soak
 
 from mlops_lib import data
 from mlops_lib.errors import MlopsError, WriteRefusedError
@@ -24,7 +25,7 @@ from mlops_lib.project import Project
 
 pytestmark = pytest.mark.usefixtures("version")
 Record = Callable[..., None]
-N_KILLS = int(os.environ.get("MLOPS_TEST_KILLS", "5"))  # fifty by hand
+N_KILLS = rounds(5, 50)
 N_ROWS = 120_000
 COLUMNS = ["thing_id", "score", "prediction", "prediction_id", "model_version", "model_digest"]
 
@@ -65,6 +66,7 @@ def read_rows(output: Path) -> pd.DataFrame:
     return data.read_table(output)[COLUMNS]
 
 
+@soak
 def test_a_batch_killed_at_any_moment_shows_nothing_and_the_next_is_whole(
     project: Project, source: Path, record: Record
 ) -> None:
@@ -128,6 +130,7 @@ def die_after_renames(n_renames: int, *arguments: object) -> None:
     os._exit(0)
 
 
+@soak
 def test_a_batch_into_a_database_that_is_killed_leaves_no_row(
     project: Project, source: Path, postgres_uri: str
 ) -> None:

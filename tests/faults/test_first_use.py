@@ -19,6 +19,7 @@ import pytest
 import servers
 import workers
 from mlflow.tracking import MlflowClient
+from rounds import rounds, soak, wait_until
 from sqlalchemy import make_url
 
 from mlops_lib.programs import operate
@@ -50,9 +51,7 @@ def is_usable_by_mlflow(path: Path) -> bool:
 def kill_during_first_use(use: Callable[[str], object], uri: str, delay_s: float, begun: Callable[[], bool]) -> None:
     """Start a first use in another process and kill it some time after it has begun."""
     victim = workers.start(use, uri)
-    deadline = time.monotonic() + 60
-    while not begun() and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(begun, every_s=0.005)
     time.sleep(delay_s)
     victim.kill()
     victim.join()
@@ -88,7 +87,8 @@ def test_processes_that_use_a_fresh_postgresql_at_once_all_succeed(postgres: ser
 # --- killed ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("delay_s", [0.05, 0.2, 0.5, 0.9])
+@soak
+@pytest.mark.parametrize("delay_s", rounds((0.05, 0.5), tuple(n / 25 for n in range(50))))
 def test_a_process_killed_while_it_builds_the_store_hurts_nobody(
     tmp_path: Path, delay_s: float, record: Record
 ) -> None:

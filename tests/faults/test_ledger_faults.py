@@ -143,7 +143,7 @@ def test_a_process_that_is_killed_between_its_writes_leaves_what_the_ledger_says
     project = fresh()
     before = registry.history(project)
     process = workers.start(be_killed, project, name, n_writes)
-    process.join(timeout=120)
+    process.join()
     assert process.exitcode == -signal.SIGKILL
     raise_unless_sound(project, before)
 

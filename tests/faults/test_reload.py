@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import register_model
 from fastapi.testclient import TestClient
+from rounds import rounds, soak, wait_until
 from stages import clone, force_to_prod
 
 from mlops_lib import registry
@@ -21,7 +22,7 @@ from mlops_lib.programs import service
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
 
-N_CLIENTS, N_RELOADS = 4, 20
+N_CLIENTS, N_RELOADS = 4, rounds(6, 20)
 ROW = {"color": "red", "size": 11.0, "weight": 5.0}
 pytestmark = pytest.mark.usefixtures("version")
 
@@ -48,6 +49,7 @@ def spoil(project: Project, version: int) -> Path:
     return path
 
 
+@soak
 def test_no_request_fails_while_versions_come_and_go(
     project: Project, follower: service.Follower, client: TestClient, record: Callable[..., None]
 ) -> None:
@@ -157,8 +159,5 @@ def test_a_store_that_is_away_and_a_stage_that_is_empty_change_nothing(
 def test_it_looks_by_itself(project: Project, follower: service.Follower) -> None:
     force_to_prod(project, 2)
     with follower.looking(0.05):
-        deadline = time.monotonic() + 20
-        while follower.served.release.version != 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-    assert follower.served.release.version == 2
+        wait_until(lambda: follower.served.release.version == 2)
     assert not [thread for thread in threading.enumerate() if thread.name == "follower"]

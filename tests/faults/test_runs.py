@@ -90,7 +90,7 @@ def test_a_training_process_that_is_killed_leaves_nothing_that_can_be_promoted(
     project: Project, client: MlflowClient, record: Record, point: str
 ) -> None:
     victim = workers.start(workers.train_and_die, project, POINTS[point])
-    victim.join(timeout=120)
+    victim.join()
     assert victim.exitcode == -9, "the point was never reached"
     report = check_store(project)
     assert report.failures[0].name == "dead runs"
@@ -115,7 +115,7 @@ def test_a_process_that_is_killed_before_it_registers_leaves_a_model_that_can_be
     project: Project, client: MlflowClient
 ) -> None:
     victim = workers.start(workers.train_and_die, project, CREATE_VERSION)
-    victim.join(timeout=120)
+    victim.join()
     assert victim.exitcode == -9, "the point was never reached"
     assert check_store(project).passed
     experiment_id = client.get_experiment_by_name(project.name).experiment_id
@@ -129,7 +129,7 @@ def test_a_process_that_is_killed_between_version_and_ledger_leaves_a_version_th
     victim = workers.start(
         workers.train_and_die, project, "mlflow.tracking.client.MlflowClient.create_model_version", True
     )
-    victim.join(timeout=120)
+    victim.join()
     assert victim.exitcode == -9, "the point was never reached"
     orphan = int(client.search_model_versions(f"name = '{project.name}'")[0].version)
     with pytest.raises(PromotionRefusedError):

@@ -14,6 +14,7 @@ from crashes import Died, dying_after, raise_died
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from rounds import rounds, soak
 from stages import aliases, force_to_prod, standing
 
 from mlops_lib import data, registry, tracking
@@ -241,7 +242,7 @@ def test_rollbacks_go_back_through_what_the_model_says(moves: list[tuple[bool, i
         assert [entry.version for entry in Ledger("toy", entries).undo("prod")] == model.undo["prod"]
 
 
-@pytest.mark.timeout(900)
+@soak
 def test_any_sequence_of_moves_and_crashes_ends_where_the_model_says(
     tmp_path_factory: pytest.TempPathFactory, migrated_store: Path, registered_twice: Project
 ) -> None:
@@ -252,6 +253,10 @@ def test_any_sequence_of_moves_and_crashes_ends_where_the_model_says(
     Registry.before = before
     Registry.store = make_project(Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp())), migrated_store)
     quick = settings(
-        max_examples=8, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+        max_examples=rounds(8, 200),
+        stateful_step_count=20,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
     )
     run_state_machine_as_test(Registry, settings=quick)  # type: ignore[no-untyped-call]

@@ -286,7 +286,7 @@ def test_the_command_serves_until_it_is_interrupted(project: Project, free_port:
             answer = wait_for(f"http://127.0.0.1:{free_port}", server)
         finally:
             server.terminate()
-        _, said = server.communicate(timeout=30)
+        _, said = server.communicate()
     assert answer.headers["X-Model-Version"] == "1"
     assert len(answer.json()["predictions"][0]) == 2
     assert f"version 1 of 'toy' on http://127.0.0.1:{free_port}/invocations" in said
@@ -295,9 +295,8 @@ def test_the_command_serves_until_it_is_interrupted(project: Project, free_port:
 
 def wait_for(address: str, server: subprocess.Popen[str]) -> httpx.Response:
     """Ask until the server answers or ends."""
-    deadline = time.monotonic() + 60
-    while server.poll() is None and time.monotonic() < deadline:
+    while server.poll() is None:  # how long it may take is the limit of the test
         with contextlib.suppress(httpx.TransportError):
             return httpx.post(f"{address}/invocations", json={"dataframe_records": [ROW]}, trust_env=False)
         time.sleep(0.1)
-    raise AssertionError("the server did not answer")
+    raise AssertionError("the server ended before it answered")
