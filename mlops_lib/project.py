@@ -23,12 +23,9 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from mlops_lib.errors import (
-    PeriodNotIngestedError,
-    PeriodOrderError,
-    ProjectFileError,
-    ProjectNotFoundError,
-    SigningKeyError,
-    UnknownStageError,
+    NotFoundError,
+    ProjectError,
+    SignatureError,
 )
 
 PROJECT_FILE = Path("notebooks/project.py")
@@ -114,7 +111,7 @@ class Project:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raise ``UnknownStageError`` for an approval that no stage would ask for."""
+        """Raise ``NotFoundError`` for an approval that no stage would ask for."""
         for stage in self.approvals:
             self.raise_for_stage(stage)
 
@@ -136,9 +133,9 @@ class Project:
         return self.stages[-1]
 
     def raise_for_stage(self, stage: str) -> None:
-        """Raise ``UnknownStageError`` unless the project declares ``stage``."""
+        """Raise ``NotFoundError`` unless the project declares ``stage``."""
         if stage not in self.stages:
-            raise UnknownStageError(stage, self.stages)
+            raise NotFoundError("stage", stage=stage, stages=self.stages)
 
     def periods(self, table: str = "arrivals") -> tuple[str, ...]:
         """Return the periods that ``arrivals`` or ``labels`` exist for, in order."""
@@ -152,13 +149,13 @@ class Project:
 
         Raises
         ------
-        PeriodNotIngestedError
+        NotFoundError
             If there is no such file.
         """
         path = self.root / self._template(table).format(period=period)
         periods = self.periods(table)
         if period not in periods or not path.is_file():  # a name such as '../x' is no period, though it may be a file
-            raise PeriodNotIngestedError(period, table, periods, path)
+            raise NotFoundError("period", period=period, table=table, periods=periods, path=path)
         return path
 
     def paths(self, table: str, first: str, last: str) -> list[Path]:
@@ -166,11 +163,11 @@ class Project:
 
         Raises
         ------
-        PeriodNotIngestedError, PeriodOrderError
+        NotFoundError, ProjectError
         """
         self.path(table, first), self.path(table, last)
         if first > last:
-            raise PeriodOrderError(first, last)
+            raise ProjectError("periods", first=first, last=last)
         return [self.path(table, period) for period in self.periods(table) if first <= period <= last]
 
     def predictions_path(self, period: str, version: int) -> Path:
@@ -224,7 +221,7 @@ def find_project_file(file: str | Path | None = None) -> Path:
 
     Raises
     ------
-    ProjectNotFoundError
+    ProjectError
         With every place that was looked at.
     """
     named = file or os.environ.get("MLOPS_PROJECT")
@@ -236,7 +233,7 @@ def find_project_file(file: str | Path | None = None) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise ProjectNotFoundError(tuple(candidates))
+    raise ProjectError("not_found", looked_at=tuple(candidates))
 
 
 def load_project(file: str | Path | None = None) -> Project:
@@ -251,22 +248,24 @@ def load_project(file: str | Path | None = None) -> Project:
 
     Raises
     ------
-    ProjectNotFoundError, ProjectFileError, SigningKeyError
+    ProjectError, SignatureError
         Nothing was run.
     """
     path = find_project_file(file)
     spec = importlib.util.spec_from_file_location(f"mlops_project_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise ProjectFileError(path, "it is not a Python file")
+        raise ProjectError("file", file=path, reason="it is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickles look their module up
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ProjectFileError(path, f"{type(error).__name__}: {error}") from error
+        raise ProjectError("file", file=path, reason=f"{type(error).__name__}: {error}") from error
     project = getattr(module, "project", None)
     if not isinstance(project, Project):
-        raise ProjectFileError(path, "it defines no `project`" if project is None else "`project` is not a Project")
+        raise ProjectError(
+            "file", file=path, reason="it defines no `project`" if project is None else "`project` is not a Project"
+        )
     uri = _tracking_uri(project.root)
     return replace(
         project,
@@ -301,7 +300,7 @@ def _read_trusted_keys() -> tuple[str, ...]:
         return ()
     keys = tuple(path.read_text(encoding="utf-8").strip() for path in sorted(Path(named).glob("*.pub")))
     if not any(keys):
-        raise SigningKeyError(Path(named), "holds no public key")
+        raise SignatureError("key", path=Path(named), reason="holds no public key")
     return tuple(key for key in keys if key)
 
 

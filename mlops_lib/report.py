@@ -127,7 +127,12 @@ class Report:
         """Raise ``ReportFailedError`` naming what failed, if the report did not pass."""
         if not self.passed:
             reasons = tuple(f"{r.name} is {r.text}, needs {r.limit}" for r in self.failures)
-            raise ReportFailedError(self.title, len(self.failures), len(self.rows), reasons or ("nothing was checked",))
+            raise ReportFailedError(
+                title=self.title,
+                n_failed=len(self.failures),
+                n_rows=len(self.rows),
+                failures=reasons or ("nothing was checked",),
+            )
 
     def __str__(self) -> str:
         """Return a table for a terminal."""

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from mlops_lib import contracts, data
-from mlops_lib.errors import PeriodNotIngestedError
+from mlops_lib.errors import NotFoundError
 from mlops_lib.project import load_project
 
 BANNED = (
@@ -106,7 +106,7 @@ def test_ingesting_again_leaves_the_tables_as_they_are(flights: ModuleType) -> N
 
 
 def test_a_month_never_ingested_is_named_with_those_that_are(flights: ModuleType) -> None:
-    with pytest.raises(PeriodNotIngestedError, match="2013-01, 2013-02"):
+    with pytest.raises(NotFoundError, match="2013-01, 2013-02"):
         flights.project.path("arrivals", "2014-01")
 
 

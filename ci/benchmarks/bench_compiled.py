@@ -44,7 +44,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from mlops_lib import data
 from mlops_lib.engines import exact
-from mlops_lib.errors import NotCompilableError
+from mlops_lib.errors import NotExactError
 from mlops_lib.project import load_project
 
 PACKAGES = ("scikit-learn", "numpy", "scipy", "pandas", "mlflow")
@@ -136,7 +136,7 @@ def measure(name: str, model: Any, rows: pd.DataFrame, n: int, folder: str) -> t
     started, memory = time.process_time(), resident_mb()
     try:
         scorer = exact.generate(model, dtypes)
-    except NotCompilableError as error:
+    except NotExactError as error:
         return f"| {name} | {str(error).split(':')[0]} | | | | | | | | | | |", []
     seconds, grown = time.process_time() - started, resident_mb() - memory
     cases = pd.concat([rows, exact.make_edge_cases(scorer, rows.head(1000))], ignore_index=True)

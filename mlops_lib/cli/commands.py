@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from mlops_lib.errors import MlopsError
+from mlops_lib.errors import MlopsError, NotFoundError, RefusedError
 from mlops_lib.report import Report, table_lines
 
 if TYPE_CHECKING:
@@ -40,20 +40,10 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except MlopsError as error:
-            from mlops_lib import errors
-
             if ctx.find_root().params.get("debug"):
                 raise
             click.secho(str(error), fg="red", err=True)
-            refusals = (
-                errors.PromotionRefusedError,
-                errors.RollbackRefusedError,
-                errors.FreezeRefusedError,
-                errors.ApprovalRefusedError,
-                errors.DeletionRefusedError,
-                errors.HeadMovedError,
-            )
-            ctx.exit(NO if isinstance(error, refusals) else 1)
+            ctx.exit(NO if isinstance(error, RefusedError) else 1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -411,14 +401,13 @@ def contract(ctx: click.Context, version: str, other: str | None, as_json: bool)
     Example: mlops contract prod 7
     """
     from mlops_lib import contracts, registry
-    from mlops_lib.errors import NoContractError
 
     project = _project(ctx)
 
     def read(which: str) -> contracts.Contract:
         release = registry.load_model(project, which)
         if not release.files.contract:
-            raise NoContractError(release.name, release.version)
+            raise NotFoundError("contract", name=release.name, version=release.version)
         return contracts.Contract.from_dict(release.files.contract)
 
     if other is None:

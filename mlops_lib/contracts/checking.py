@@ -22,7 +22,7 @@ import pyarrow as pa
 from mlops_lib.contracts.contract import Column, Contract
 from mlops_lib.contracts.reading import Cells, Mask, Source, describe_kind, read_cells
 from mlops_lib.contracts.rules import find_broken
-from mlops_lib.errors import ContractColumnsError, listed
+from mlops_lib.errors import ContractError, listed
 from mlops_lib.report import Report, Row, Status
 
 Sizes = npt.NDArray[np.int64]
@@ -128,7 +128,7 @@ def split_rows(contract: Contract, frame: pd.DataFrame, *, source: Source = "tab
 
     Raises
     ------
-    ContractColumnsError
+    ContractError
         A column is missing or there twice: no row can be judged.
     """
     raise_for_columns((*contract.keys, *contract.features), frame)
@@ -347,7 +347,7 @@ def check_table(contract: Contract, frame: pd.DataFrame) -> Report:
     """Check a batch as a whole: columns, kinds, missing and unseen shares, scale, share of bad rows."""
     try:
         raise_for_columns((*contract.keys, *contract.features), frame)
-    except ContractColumnsError as error:
+    except ContractError as error:
         n_expected = len(error.expected)
         faults = [f"missing: {listed(error.missing)}"] if error.missing else []
         faults += [f"more than once: {listed(error.duplicated)}"] if error.duplicated else []
@@ -359,12 +359,12 @@ def check_table(contract: Contract, frame: pd.DataFrame) -> Report:
 
 
 def raise_for_columns(expected: Iterable[str], frame: pd.DataFrame) -> None:
-    """Raise ``ContractColumnsError`` unless each expected column is there once."""
+    """Raise ``ContractError`` unless each expected column is there once."""
     names, have = tuple(dict.fromkeys(expected)), frame.columns.tolist()
     missing = tuple(name for name in names if name not in have)
     duplicated = tuple(name for name in names if have.count(name) > 1)
     if missing or duplicated:
-        raise ContractColumnsError(missing, duplicated, names)
+        raise ContractError("columns", missing=missing, duplicated=duplicated, expected=names)
 
 
 def _extra_columns(contract: Contract, frame: pd.DataFrame) -> list[str]:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from mlops_lib.contracts.reading import KINDS, Cells, read_cells
 from mlops_lib.contracts.rules import POLICIES, Rule, find_broken, raise_for_expression
-from mlops_lib.errors import ContractColumnUnknownError, ContractDefinitionError, listed, nearest
+from mlops_lib.errors import ContractError, NotFoundError, listed
 from mlops_lib.report import table_lines
 
 
@@ -70,7 +70,12 @@ class Column:
             ("scale_factor", 1 <= self.scale_factor < math.inf, "1 or more"),
         ):
             if not sound:
-                raise ContractDefinitionError(f"Column '{self.name}'", f"has {name}={getattr(self, name)!r}", expected)
+                raise ContractError(
+                    "definition",
+                    subject=f"Column '{self.name}'",
+                    found=f"has {name}={getattr(self, name)!r}",
+                    expected=expected,
+                )
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -124,19 +129,36 @@ class Contract:
         object.__setattr__(self, "rules", rules)
         twice = sorted({name for name in self.features if self.features.count(name) > 1})
         if twice:
-            raise ContractDefinitionError("The contract", f"has more than one column {listed(twice)}", "each once")
+            raise ContractError(
+                "definition",
+                subject="The contract",
+                found=f"has more than one column {listed(twice)}",
+                expected="each once",
+            )
         if not 0 <= self.max_bad_share <= 1:
-            raise ContractDefinitionError("The contract", f"has max_bad_share={self.max_bad_share!r}", "0 to 1")
+            raise ContractError(
+                "definition",
+                subject="The contract",
+                found=f"has max_bad_share={self.max_bad_share!r}",
+                expected="0 to 1",
+            )
         names = [rule.name for rule in rules]
         if len(set(names)) < len(names):
-            raise ContractDefinitionError("The contract", f"has two rules of one name in {listed(names)}", "each once")
+            raise ContractError(
+                "definition",
+                subject="The contract",
+                found=f"has two rules of one name in {listed(names)}",
+                expected="each once",
+            )
         empty = {column.name: _no_cells(column.kind) for column in self.columns}
         for rule in rules:
             raise_for_expression(rule, empty)
         for name, policy in self.policies.items():
             known = self._policies()
             if policy not in known.get(name, POLICIES):
-                raise ContractDefinitionError(f"Rule '{name}'", f"has policy '{policy}'", listed(known[name]))
+                raise ContractError(
+                    "definition", subject=f"Rule '{name}'", found=f"has policy '{policy}'", expected=listed(known[name])
+                )
 
     def _policies(self) -> dict[str, tuple[str, ...]]:
         """Return the policies that each rule can have, by its name."""
@@ -158,9 +180,9 @@ class Contract:
         return tuple(column.name for column in self.columns)
 
     def column(self, name: str) -> Column:
-        """Return one column; an unknown name raises ``ContractColumnUnknownError``."""
+        """Return one column; an unknown name raises ``NotFoundError``."""
         if name not in self.features:
-            raise ContractColumnUnknownError(name, self.features)
+            raise NotFoundError("contract_column", name=name, columns=self.features)
         return self.columns[self.features.index(name)]
 
     def replace_column(self, name: str, **changes: Any) -> Contract:
@@ -168,17 +190,16 @@ class Contract:
 
         Raises
         ------
-        ContractColumnUnknownError
+        NotFoundError
             No such column.
-        ContractDefinitionError
+        ContractError
             No such field, or a value that it cannot have.
         """
         known = [item.name for item in dataclasses.fields(Column)]
         column = self.column(name)
         for change in changes:
             if change not in known:
-                found, hint = f"has no field '{change}'", nearest(change, known)
-                raise ContractDefinitionError(f"Column '{name}'", found, f"one of {listed(known)}", hint)
+                raise ContractError("name", subject=f"Column '{name}'", what="field", name=change, names=known)
         new = dataclasses.replace(column, **changes)
         return dataclasses.replace(self, columns=tuple(new if c is column else c for c in self.columns))
 
@@ -190,7 +211,7 @@ class Contract:
 
         Raises
         ------
-        ContractDefinitionError
+        ContractError
             The rule cannot be used on these columns.
         """
         new = Rule(rule, **fields) if isinstance(rule, str) else dataclasses.replace(rule, **fields)
@@ -221,14 +242,16 @@ class Contract:
 
         Raises
         ------
-        ContractDefinitionError
+        ContractError
             No such rule, or a policy that it cannot have.
         """
         known = self._policies()
         if name not in known:
-            raise ContractDefinitionError("The contract", f"has no rule '{name}'", listed(known), nearest(name, known))
+            raise ContractError("name", subject="The contract", what="rule", name=name, names=known)
         if policy not in known[name]:
-            raise ContractDefinitionError(f"Rule '{name}'", f"has policy '{policy}'", listed(known[name]))
+            raise ContractError(
+                "definition", subject=f"Rule '{name}'", found=f"has policy '{policy}'", expected=listed(known[name])
+            )
         if any(rule.name == name for rule in self.rules):
             return self.with_rule(next(rule for rule in self.rules if rule.name == name), policy=policy)
         if name.endswith(".unseen"):

@@ -19,7 +19,7 @@ from mlops_lib.contracts.checking import (
 )
 from mlops_lib.contracts.contract import Column, Contract
 from mlops_lib.contracts.reading import KINDS, infer_kind, read_cells
-from mlops_lib.errors import ContractInferenceError, listed
+from mlops_lib.errors import ContractError, listed
 
 
 def infer_contract(
@@ -44,14 +44,13 @@ def infer_contract(
 
     Raises
     ------
-    ContractColumnsError
-        A column is missing or there twice.
-    ContractInferenceError
-        A column has only nulls, infinities or values of several kinds; a key is null or repeated; there are no rows.
+    ContractError
+        A column is missing or there twice; a column has only nulls, infinities or values of several kinds; a key is
+        null or repeated; there are no rows.
     """
     raise_for_columns((*keys, *features), frame)
     if frame.empty:
-        raise ContractInferenceError("the table", "has no rows")
+        raise ContractError("inference", subject="the table", reason="has no rows")
     columns = tuple(_infer_column(frame[name], name, margin, max_categories) for name in features)
     kinds = {key: infer_kind(frame[key]) for key in keys}
     contract = Contract(
@@ -61,23 +60,27 @@ def infer_contract(
         _, first = next(violation.describe(), (None, ""))
         if first:
             where = f"in {violation.mask.sum()} of {len(frame)} rows; in the first {first}"
-            raise ContractInferenceError(f"key {listed(keys)}", f"does not identify a row {where}")
+            raise ContractError("inference", subject=f"key {listed(keys)}", reason=f"does not identify a row {where}")
     return contract
 
 
 def _infer_column(series: pd.Series[Any], name: str, margin: float, max_categories: int) -> Column:
     if series.isna().all():
-        raise ContractInferenceError(f"column '{name}'", "holds only nulls")
+        raise ContractError("inference", subject=f"column '{name}'", reason="holds only nulls")
     kind = infer_kind(series)
     if kind is None:
         found = pd.api.types.infer_dtype(series, skipna=True)
-        raise ContractInferenceError(f"column '{name}'", f"holds {found} values, of no one kind of {listed(KINDS)}")
+        raise ContractError(
+            "inference", subject=f"column '{name}'", reason=f"holds {found} values, of no one kind of {listed(KINDS)}"
+        )
     cells = read_cells(series, kind)
     if kind == "number":
         cells.bad |= np.isinf(cells.values)
     if cells.bad.any():
         value = reprlib.repr(series.iloc[int(np.argmax(cells.bad))])
-        raise ContractInferenceError(f"column '{name}'", f"holds {value}, which is no finite {kind} without loss")
+        raise ContractError(
+            "inference", subject=f"column '{name}'", reason=f"holds {value}, which is no finite {kind} without loss"
+        )
     values = cells.values[~cells.null]
     share = float(cells.null.mean())
     # A quarter of the values that training had must be there: a column that goes all null is always caught.

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mlops_lib.contracts.reading import Cells, Mask
-from mlops_lib.errors import ContractDefinitionError, listed
+from mlops_lib.errors import ContractError, listed
 
 POLICIES = ("warn", "reject", "stop")  # from mild to severe
 MAX_LENGTH = 500
@@ -53,7 +53,12 @@ class Rule:
             ("max_share", self.max_share is None or 0 <= self.max_share <= 1, "0 to 1, or None"),
         ):
             if not sound:
-                raise ContractDefinitionError(f"Rule '{self.name}'", f"has {name}={getattr(self, name)!r}", expected)
+                raise ContractError(
+                    "definition",
+                    subject=f"Rule '{self.name}'",
+                    found=f"has {name}={getattr(self, name)!r}",
+                    expected=expected,
+                )
 
     def __str__(self) -> str:
         """Return the rule for people."""
@@ -63,14 +68,15 @@ class Rule:
 
 
 def raise_for_expression(rule: Rule, empty: Mapping[str, Cells]) -> None:
-    """Raise ``ContractDefinitionError`` unless the rule can be used on columns of these kinds."""
+    """Raise ``ContractError`` unless the rule can be used on columns of these kinds."""
     try:
         find_broken(rule, empty)
     except (SyntaxError, NameError, TypeError, ValueError, NotImplementedError) as error:
-        raise ContractDefinitionError(
-            f"Rule '{rule.expression}'",
-            f"cannot be used ({error})",
-            f"a comparison of columns, of {listed(empty)}, without calls, attributes or powers",
+        raise ContractError(
+            "definition",
+            subject=f"Rule '{rule.expression}'",
+            found=f"cannot be used ({error})",
+            expected=f"a comparison of columns, of {listed(empty)}, without calls, attributes or powers",
         ) from error
 
 

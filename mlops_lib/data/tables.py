@@ -33,14 +33,10 @@ import pyarrow.parquet as pq
 
 from mlops_lib.data import reads
 from mlops_lib.errors import (
-    EmptyTableError,
-    MissingColumnsError,
-    MlopsError,
-    NoRowsError,
-    TableFileError,
-    TableNotFoundError,
-    TimeSplitError,
-    WriteRefusedError,
+    NotFoundError,
+    QualityError,
+    TableError,
+    WriteError,
 )
 
 BATCH_ROWS = 65_536
@@ -54,7 +50,7 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 
     Raises
     ------
-    WriteRefusedError
+    WriteError
         If the folder is not writable or the disk is full. ``path`` is as it was.
     """
     path = Path(path)
@@ -76,14 +72,12 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def refusing(path: Path) -> Iterator[None]:
-    """Turn what the system says of writing ``path`` into ``WriteRefusedError``."""
+    """Turn what the system says of writing ``path`` into ``WriteError``."""
     try:
         yield
     except OSError as error:
-        if isinstance(error, MlopsError):  # the body's own refusal, already explained
-            raise
         reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
-        raise WriteRefusedError(path, reason) from error
+        raise WriteError(path=path, reason=reason) from error
 
 
 def nameless(folder: Path | None = None) -> Path:
@@ -124,12 +118,12 @@ def read_table(
 
     Raises
     ------
-    TableNotFoundError, TableFileError, EmptyTableError, MissingColumnsError, NoRowsError
+    NotFoundError, TableError, QualityError
         Each names the file. Nothing was changed.
     """
     several = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not several:
-        raise NoRowsError("an empty list of tables")
+        raise QualityError("no_rows", what="an empty list of tables")
     needed = [*required, *(columns or ())]
     frames: list[pd.DataFrame] = []
     for path in several:
@@ -140,11 +134,11 @@ def read_table(
 
 
 def raise_for_columns(path: Path, needed: Iterable[str]) -> None:
-    """Raise ``MissingColumnsError`` unless the file has every column in ``needed``, by reading its header only."""
+    """Raise ``TableError`` unless the file has every column in ``needed``, by reading its header only."""
     have = read_schema(path).names
     missing = tuple(dict.fromkeys(column for column in needed if column not in have))
     if missing:
-        raise MissingColumnsError(path, missing, tuple(have))
+        raise TableError("columns", path=path, missing=missing, columns=tuple(have))
 
 
 def read_batches(
@@ -156,7 +150,7 @@ def read_batches(
 
     Raises
     ------
-    TableNotFoundError, TableFileError, EmptyTableError
+    NotFoundError, TableError
         Before the first batch for a missing, cut or empty file; later for a damaged row group.
     """
     path = Path(path)
@@ -168,7 +162,7 @@ def read_batches(
                 n_rows += batch.num_rows
                 yield batch
     if n_rows == 0:
-        raise EmptyTableError(path)
+        raise TableError("no_rows", path=path)
 
 
 def count_rows(path: Path | str) -> int | None:
@@ -187,7 +181,9 @@ def _batches(path: Path, columns: Sequence[str] | None, batch_rows: int) -> Iter
             try:
                 yield from file.iter_batches(batch_size=batch_rows, columns=names)
             except (pa.ArrowInvalid, OSError) as error:
-                raise TableFileError(path, _locate(file, str(error).splitlines()[0].rstrip("."))) from error
+                raise TableError(
+                    "file", path=path, reason=_locate(file, str(error).splitlines()[0].rstrip("."))
+                ) from error
     else:
         yield from _csv_batches(path, names)
 
@@ -228,18 +224,18 @@ def _open_csv(path: Path, convert: pacsv.ConvertOptions) -> Iterator[pacsv.CSVSt
             raise
         row = ragged[0]
         found = f"row {row.number} has {row.actual_columns} fields, the header {row.expected_columns}"
-        raise TableFileError(path, f"{found}; a text that holds commas is written in quotes") from None
+        raise TableError("file", path=path, reason=f"{found}; a text that holds commas is written in quotes") from None
 
 
 def raise_for_encoding(path: Path) -> None:
-    """Raise ``TableFileError`` for a CSV that is not UTF-8 text, or in which a quote is never closed."""
+    """Raise ``TableError`` for a CSV that is not UTF-8 text, or in which a quote is never closed."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     n_bytes = n_lines = n_quotes = last_quote = 0
     with reads.ours(), path.open("rb") as file:
         while True:
             block = file.read(2**20)
             if not n_bytes and block.startswith(b"PAR1"):
-                raise TableFileError(path, "it holds Parquet, though its name ends in .csv")
+                raise TableError("file", path=path, reason="it holds Parquet, though its name ends in .csv")
             pending = len(decoder.getstate()[0])
             try:
                 decoder.decode(block, final=not block)
@@ -247,11 +243,11 @@ def raise_for_encoding(path: Path) -> None:
                 at, byte = n_bytes - pending + error.start, error.object[error.start]
                 line = n_lines + block[: max(0, error.start - pending)].count(b"\n") + 1
                 found = f"byte 0x{byte:02x} at position {at} (line {line}) is not UTF-8"
-                raise TableFileError(path, f"{found}; save it with that encoding") from None
+                raise TableError("file", path=path, reason=f"{found}; save it with that encoding") from None
             if b"\0" in block:
                 line = n_lines + block[: block.index(0)].count(b"\n") + 1
                 found = f"byte 0x00 at position {n_bytes + block.index(0)} (line {line}) is not UTF-8 text"
-                raise TableFileError(path, f"{found}; save it with that encoding")
+                raise TableError("file", path=path, reason=f"{found}; save it with that encoding")
             if not block:
                 break
             if b'"' in block:
@@ -260,7 +256,9 @@ def raise_for_encoding(path: Path) -> None:
             n_lines += block.count(b"\n")
             n_bytes += len(block)
     if n_quotes % 2:
-        raise TableFileError(path, f"a quote is opened and never closed; the last one stands on line {last_quote}")
+        raise TableError(
+            "file", path=path, reason=f"a quote is opened and never closed; the last one stands on line {last_quote}"
+        )
 
 
 def _infer_types(table: pa.Table) -> pa.Table:
@@ -310,7 +308,9 @@ def _read_header(path: Path) -> list[str]:
         raise_for_encoding(path)
     separator = next((mark for mark in ";\t|" if mark in names[0]), "") if len(names) == 1 else ""
     if separator:
-        raise TableFileError(path, f"its fields are separated by {separator!r} (header {names[0]!r}), not by commas")
+        raise TableError(
+            "file", path=path, reason=f"its fields are separated by {separator!r} (header {names[0]!r}), not by commas"
+        )
     return names
 
 
@@ -318,15 +318,19 @@ def _read_header(path: Path) -> list[str]:
 def _explained(path: Path) -> Iterator[None]:
     """Turn what Arrow and the system say of a file into our errors."""
     if path.suffix not in (".parquet", ".csv"):
-        raise TableFileError(path, f"its name ends in '{path.suffix}', not .parquet or .csv")
+        raise TableError("file", path=path, reason=f"its name ends in '{path.suffix}', not .parquet or .csv")
     if not path.is_file():
-        raise TableNotFoundError(path, tuple(sorted(p.name for p in path.parent.glob(f"*{path.suffix}"))))
+        raise NotFoundError(
+            "table", path=path, siblings=tuple(sorted(p.name for p in path.parent.glob(f"*{path.suffix}")))
+        )
     try:
         yield
     except pa.ArrowInvalid as error:
-        raise TableFileError(path, str(error).splitlines()[0].rstrip(".")) from error
+        raise TableError("file", path=path, reason=str(error).splitlines()[0].rstrip(".")) from error
     except OSError as error:
-        raise TableFileError(path, (error.strerror or str(error)).splitlines()[0].rstrip(".")) from error
+        raise TableError(
+            "file", path=path, reason=(error.strerror or str(error)).splitlines()[0].rstrip(".")
+        ) from error
 
 
 def fingerprint_file(path: Path | str) -> str:
@@ -381,15 +385,19 @@ def split_by_time(frame: pd.DataFrame, column: str, *, test_share: float) -> tup
 
     Raises
     ------
-    TimeSplitError
+    TableError
         If a row has no time, or all rows have the same: none is left out in silence.
     """
     times = frame[column]
     if not 0 < test_share < 1:
-        raise TimeSplitError(column, f"test_share is {test_share}, needs a number between 0 and 1")
+        raise TableError("time", column=column, reason=f"test_share is {test_share}, needs a number between 0 and 1")
     if times.isna().any():
-        raise TimeSplitError(column, f"{times.isna().sum()} of {len(times)} rows have no time")
+        raise TableError("time", column=column, reason=f"{times.isna().sum()} of {len(times)} rows have no time")
     if times.nunique() < 2:
-        raise TimeSplitError(column, f"its {len(times)} rows have {times.nunique()} different times, at least 2 needed")
+        raise TableError(
+            "time",
+            column=column,
+            reason=f"its {len(times)} rows have {times.nunique()} different times, at least 2 needed",
+        )
     moment = times.min() + (times.max() - times.min()) * (1 - test_share)
     return frame[times <= moment], frame[times > moment]

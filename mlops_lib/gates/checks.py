@@ -32,7 +32,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlops_lib import contracts, data, models, quality, registry, tracking
-from mlops_lib.errors import ChangedRowsError, FunctionSourceError, ScoreValuesError, TableColumnsError
+from mlops_lib.errors import GateError, QualityError
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
 from mlops_lib.report import Report, Row, Status
@@ -80,10 +80,12 @@ class Evidence:
         return column.dt.floor("D") if pd.api.types.is_datetime64_any_dtype(column.dtype) else column
 
     def columns(self, names: Sequence[str]) -> pd.DataFrame:
-        """Return some columns of the evaluation rows, or raise ``TableColumnsError`` naming those that are missing."""
+        """Return some columns of the evaluation rows, or raise ``QualityError`` naming those that are missing."""
         missing = tuple(name for name in names if name not in self.frame)
         if missing:
-            raise TableColumnsError("evaluation rows", missing, tuple(map(str, self.frame.columns)))
+            raise QualityError(
+                "columns", table="evaluation rows", missing=missing, columns=tuple(map(str, self.frame.columns))
+            )
         return self.frame[list(names)]
 
     @property
@@ -411,13 +413,13 @@ def _hash_source(function: Any) -> str:
     """Return the SHA-256 of a function's source text; what a hash of the text cannot cover is refused."""
     name = getattr(function, "__qualname__", repr(function))
     if not inspect.isfunction(function):
-        raise FunctionSourceError(name, "it is no plain function")
+        raise GateError("source", function=name, reason="it is no plain function")
     if function.__closure__:
-        raise FunctionSourceError(name, "it depends on variables of the function that made it")
+        raise GateError("source", function=name, reason="it depends on variables of the function that made it")
     try:
         source = inspect.getsource(function)
     except (OSError, TypeError) as error:
-        raise FunctionSourceError(name, "its source cannot be read") from error
+        raise GateError("source", function=name, reason="its source cannot be read") from error
     return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"
 
 
@@ -426,18 +428,30 @@ def _score_changes(evidence: Evidence, change: Change) -> Floats:
     release, frame, name = evidence.model, evidence.frame, change.__name__
     changed = change(frame.copy())
     if not isinstance(changed, pd.DataFrame) or changed.empty:
-        raise ChangedRowsError(name, f"it returned {'no rows' if isinstance(changed, pd.DataFrame) else type(changed)}")
+        raise GateError(
+            "changed_rows",
+            function=name,
+            reason=f"it returned {'no rows' if isinstance(changed, pd.DataFrame) else type(changed)}",
+        )
     positions = frame.index.get_indexer(changed.index)
     if (positions < 0).any() or len(set(positions)) < len(positions):
-        raise ChangedRowsError(name, "it returned rows that were not among those it was given, or one of them twice")
+        raise GateError(
+            "changed_rows",
+            function=name,
+            reason="it returned rows that were not among those it was given, or one of them twice",
+        )
     if evidence.contract_candidate is not None:
         n_bad = len(contracts.split_rows(evidence.contract_candidate, changed).bad)
         if n_bad:
-            raise ChangedRowsError(name, f"{n_bad} of {len(changed)} changed rows break the contract")
+            raise GateError(
+                "changed_rows", function=name, reason=f"{n_bad} of {len(changed)} changed rows break the contract"
+            )
     after = np.asarray(models.scorer(release.model)(changed[release.features]), dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(after))
     if len(bad):
-        raise ScoreValuesError(len(bad), len(after), int(bad[0]), float(after[bad[0]]))
+        raise QualityError(
+            "scores", n_bad=len(bad), n_rows=len(after), first_row=int(bad[0]), first_value=float(after[bad[0]])
+        )
     moves: Floats = after - evidence.candidate[positions]
     return moves
 

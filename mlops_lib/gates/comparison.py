@@ -19,7 +19,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from mlops_lib import contracts, data, quality, registry, tracking
-from mlops_lib.errors import NothingToCompareError
+from mlops_lib.errors import GateError
 from mlops_lib.gates.checks import collect_evidence
 from mlops_lib.project import Project
 from mlops_lib.registry import Release, Version
@@ -107,12 +107,14 @@ def compare_versions(
 
     Raises
     ------
-    NothingToCompareError, UnknownVersionError, EmptyStageError, PeriodNotIngestedError, ModelFileError
+    GateError, NotFoundError, ModelFileError
         Nothing was changed.
     """
     versions = registry.get_version(project, first), registry.get_version(project, second)
     if versions[0].version == versions[1].version:
-        raise NothingToCompareError(project.name, versions[0].version, str(first), str(second))
+        raise GateError(
+            "same_version", name=project.name, version=versions[0].version, first=str(first), second=str(second)
+        )
     releases = [registry.load_model(project, version.version) for version in versions]
     lineages = [registry.read_lineage(project, version) for version in versions]
     chosen = tuple(periods) if periods is not None else _judged_periods(project, (versions[1], versions[0]))

@@ -38,7 +38,9 @@ def raise_for_bounds(model: Any, *, file: str, name: str) -> None:
                 check(part)
             except Exception as error:  # an attribute that is missing, or of a type that no fit leaves behind
                 reason = str(error) if isinstance(error, OutOfBounds) else f"{type(error).__name__}: {error}"
-                raise ModelFileError(name, file, f"holds a {type(part).__name__} that {reason}", True) from error
+                raise ModelFileError(
+                    "discarded", model=name, file=file, reason=f"holds a {type(part).__name__} that {reason}"
+                ) from error
 
 
 class OutOfBounds(Exception):  # noqa: N818 - never leaves this module; its text ends a sentence

@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 from typing import IO, Any
 
-from mlops_lib.errors import ModelFileError, ModelLimitError
+from mlops_lib.errors import ModelFileError
 
 MAX_FILES = 1_000  # MLflow writes nine and we add a handful; each is hashed and listed in a tag
 MAX_FOLDER_BYTES = 2 << 30  # a folder is copied and hashed before every load: 2 GiB take seconds, not minutes
@@ -28,9 +28,9 @@ SMALL_BYTES = 16 << 20  # below this any ratio is harmless: a sparse matrix of e
 
 
 def raise_for_limit(model: str, file: str, what: str, found: int, limit: int) -> None:
-    """Raise ``ModelLimitError`` if ``found`` is more than ``limit``."""
+    """Raise ``ModelFileError`` if ``found`` is more than ``limit``."""
     if found > limit:
-        raise ModelLimitError(model, file, what, found=found, limit=limit)
+        raise ModelFileError("limit", model=model, file=file, what=what, found=found, limit=limit)
 
 
 def raise_for_archive(path: Path, *, model: str) -> None:
@@ -38,10 +38,9 @@ def raise_for_archive(path: Path, *, model: str) -> None:
 
     Raises
     ------
-    ModelLimitError
-        For too many members, too many bytes, or bytes that inflate too much.
     ModelFileError
-        For what is no archive, is encrypted or compressed in a way whose output cannot be bounded, or refers to itself.
+        For too many members, too many bytes, or bytes that inflate too much; and for what is no archive, is encrypted
+        or compressed in a way whose output cannot be bounded, or refers to itself.
     """
     with path.open("rb") as file:
         size = path.stat().st_size
@@ -61,14 +60,16 @@ def _open(file: IO[bytes], size: int, model: str, name: str) -> zipfile.ZipFile:
     end = tail[-22:]
     # Python looks for zip64's directory first wherever its locator stands before the end: there must be none.
     if len(end) < 22 or end[:4] != b"PK\5\6" or end[20:] != b"\0\0" or tail[:-22].startswith(b"PK\6\7"):
-        raise ModelFileError(model, name, "is not a plain zip archive")
+        raise ModelFileError("unread", model=model, file=name, reason="is not a plain zip archive")
     members, directory = struct.unpack("<H L", end[10:12] + end[12:16])
     raise_for_limit(model, name, "has members:", members, MAX_MEMBERS)
     raise_for_limit(model, name, "has a directory of bytes:", directory, MAX_DIRECTORY_BYTES * max(members, 1))
     try:
         return zipfile.ZipFile(file)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise ModelFileError(model, name, f"is not a plain zip archive ({error})") from error
+        raise ModelFileError(
+            "unread", model=model, file=name, reason=f"is not a plain zip archive ({error})"
+        ) from error
 
 
 def _count_inflated(archive: zipfile.ZipFile, model: str, name: str, *, is_nested: bool = False) -> int:
@@ -78,7 +79,12 @@ def _count_inflated(archive: zipfile.ZipFile, model: str, name: str, *, is_neste
     raise_for_limit(model, name, "inflates to bytes:", total, MAX_INFLATED_BYTES)
     for member in members:
         if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ModelFileError(model, name, f"holds '{member.filename[:80]}' encrypted or in a rare compression")
+            raise ModelFileError(
+                "unread",
+                model=model,
+                file=name,
+                reason=f"holds '{member.filename[:80]}' encrypted or in a rare compression",
+            )
         ratio = member.file_size // max(member.compress_size, 1)
         if member.file_size > SMALL_BYTES:
             raise_for_limit(model, name, "holds a member that inflates by a factor of", ratio, MAX_RATIO)
@@ -97,7 +103,9 @@ def _read(archive: zipfile.ZipFile, member: str | zipfile.ZipInfo, model: str, n
     try:
         return archive.read(member)
     except (KeyError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ModelFileError(model, name, f"is not a skops file ({type(error).__name__})") from error
+        raise ModelFileError(
+            "unread", model=model, file=name, reason=f"is not a skops file ({type(error).__name__})"
+        ) from error
 
 
 def _raise_for_schema(schema: bytes, model: str, name: str) -> None:
@@ -110,15 +118,15 @@ def _raise_for_schema(schema: bytes, model: str, name: str) -> None:
     def measure(part: dict[str, Any]) -> dict[str, Any]:
         size = 1 + sum(_size_of(value) for value in part.values())
         if "__id__" in part and sizes.setdefault(part["__id__"], size) != size:
-            raise ModelFileError(model, name, "refers from one part of itself to another")
+            raise ModelFileError("unread", model=model, file=name, reason="refers from one part of itself to another")
         return {"size": size}
 
     try:
         json.loads(schema, object_hook=measure)
     except (ValueError, RecursionError, TypeError) as error:
-        if isinstance(error, ModelFileError):
-            raise
-        raise ModelFileError(model, name, f"is not a skops file ({type(error).__name__})") from error
+        raise ModelFileError(
+            "unread", model=model, file=name, reason=f"is not a skops file ({type(error).__name__})"
+        ) from error
 
 
 def _size_of(value: Any) -> int:

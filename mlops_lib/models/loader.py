@@ -82,7 +82,7 @@ def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, ex
 
     Raises
     ------
-    ModelFileError, ModelLimitError, UntrustedTypesError, UnreviewedVersionError
+    ModelFileError, ModelError
         Nothing was deserialized, or, for bounds and a warm-up that differs, nothing is returned.
     """
     raise_for_versions()
@@ -90,7 +90,9 @@ def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, ex
     metadata = _read_mlmodel(folder, name)
     contract, profile, warmup = (_read_json(folder, file, name) for file in (CONTRACT_FILE, PROFILE_FILE, WARMUP_FILE))
     if not warmup.get("rows"):
-        raise ModelFileError(name, WARMUP_FILE, "holds no stored predictions; tracking.log_model writes them")
+        raise ModelFileError(
+            "unread", model=name, file=WARMUP_FILE, reason="holds no stored predictions; tracking.log_model writes them"
+        )
     model = _read_model(folder / MODEL_FILE, extra, name)
     raise_for_bounds(model, file=MODEL_FILE, name=name)
     _raise_for_warmup(warmup, model, name)
@@ -142,19 +144,30 @@ def _read_mlmodel(folder: Path, name: str) -> dict[str, Any]:
         sklearn, pyfunc = flavors["sklearn"], flavors.get("python_function", {})
         metadata = dict(content.get("metadata") or {})
     except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ModelFileError(name, MLMODEL_FILE, f"is not readable ({type(error).__name__})") from error
+        raise ModelFileError(
+            "unread", model=name, file=MLMODEL_FILE, reason=f"is not readable ({type(error).__name__})"
+        ) from error
     if sklearn.get("serialization_format") != "skops" or sklearn.get("pickled_model") != MODEL_FILE:
-        raise ModelFileError(name, MLMODEL_FILE, "names another format than skops")
+        raise ModelFileError("unread", model=name, file=MLMODEL_FILE, reason="names another format than skops")
     if sklearn.get("code") or pyfunc.get("code") or pyfunc.get("loader_module", "mlflow.sklearn") != "mlflow.sklearn":
-        raise ModelFileError(name, MLMODEL_FILE, "asks for code of its own to be run")
+        raise ModelFileError("unread", model=name, file=MLMODEL_FILE, reason="asks for code of its own to be run")
     asked = (pyfunc.get("predict_fn", "predict"), pyfunc.get("model_path", MODEL_FILE))
     if asked not in [(function, MODEL_FILE) for function in ("predict", "predict_proba")]:
-        raise ModelFileError(name, MLMODEL_FILE, "asks for another file or function than the model's")
+        raise ModelFileError(
+            "unread", model=name, file=MLMODEL_FILE, reason="asks for another file or function than the model's"
+        )
     for flavor, facts in flavors.items():
         if flavor not in FLAVORS:
-            raise ModelFileError(name, MLMODEL_FILE, f"has a flavor '{flavor[:40]}' beside scikit-learn's")
+            raise ModelFileError(
+                "unread", model=name, file=MLMODEL_FILE, reason=f"has a flavor '{flavor[:40]}' beside scikit-learn's"
+            )
         if unknown := sorted(set(map(str, facts)) - FLAVORS[flavor]):
-            raise ModelFileError(name, MLMODEL_FILE, f"has '{flavor}.{unknown[0][:40]}', which MLflow does not write")
+            raise ModelFileError(
+                "unread",
+                model=name,
+                file=MLMODEL_FILE,
+                reason=f"has '{flavor}.{unknown[0][:40]}', which MLflow does not write",
+            )
     return metadata
 
 
@@ -167,7 +180,9 @@ def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
-        raise ModelFileError(name, file, f"is not readable ({type(error).__name__})") from error
+        raise ModelFileError(
+            "unread", model=name, file=file, reason=f"is not readable ({type(error).__name__})"
+        ) from error
 
 
 def _read_training_rows(path: Path, name: str) -> np.ndarray[Any, Any] | None:
@@ -177,9 +192,11 @@ def _read_training_rows(path: Path, name: str) -> np.ndarray[Any, Any] | None:
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, OverflowError) as error:
-        raise ModelFileError(name, path.name, f"is not readable ({type(error).__name__})") from error
+        raise ModelFileError(
+            "unread", model=name, file=path.name, reason=f"is not readable ({type(error).__name__})"
+        ) from error
     if not isinstance(rows, np.ndarray) or rows.ndim != 1 or not {"content"} <= set(rows.dtype.names or ()):
-        raise ModelFileError(name, path.name, "holds something else than hashes of rows")
+        raise ModelFileError("unread", model=name, file=path.name, reason="holds something else than hashes of rows")
     return np.array(rows)
 
 
@@ -188,17 +205,21 @@ def _read_model(path: Path, extra: Iterable[str], name: str) -> Any:
     import skops.io  # noqa: PLC0415 - 1.5 s, and a command that lists versions loads none
 
     if not path.is_file():
-        raise ModelFileError(name, path.name, "is missing")
+        raise ModelFileError("unread", model=name, file=path.name, reason="is missing")
     raise_for_archive(path, model=name)
     try:
         needed = skops.io.get_untrusted_types(file=path)
     except Exception as error:
-        raise ModelFileError(name, path.name, f"is not a skops file ({type(error).__name__}: {error})") from error
+        raise ModelFileError(
+            "unread", model=name, file=path.name, reason=f"is not a skops file ({type(error).__name__}: {error})"
+        ) from error
     raise_for_types(needed, extra, name)
     try:
         return skops.io.load(path, trusted=needed)
     except Exception as error:  # such as a type of a package that is not installed here
-        raise ModelFileError(name, path.name, f"cannot be read ({type(error).__name__}: {error})", True) from error
+        raise ModelFileError(
+            "discarded", model=name, file=path.name, reason=f"cannot be read ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _raise_for_warmup(stored: Mapping[str, Any], model: Any, name: str) -> None:
@@ -207,12 +228,16 @@ def _raise_for_warmup(stored: Mapping[str, Any], model: Any, name: str) -> None:
         rows = rows.astype(dict(zip(stored["columns"], stored["dtypes"], strict=True)))
         wanted = np.asarray(stored["predictions"], dtype=float)
     except (KeyError, ValueError, TypeError) as error:
-        raise ModelFileError(name, WARMUP_FILE, f"is not readable ({type(error).__name__}: {error})", True) from error
+        raise ModelFileError(
+            "discarded", model=name, file=WARMUP_FILE, reason=f"is not readable ({type(error).__name__}: {error})"
+        ) from error
     try:
         predictions = scorer(model)(rows)
     except Exception as error:
         why = f"does not score its stored rows here ({type(error).__name__}: {error})"
-        raise ModelFileError(name, MODEL_FILE, why, True) from error
+        raise ModelFileError("discarded", model=name, file=MODEL_FILE, reason=why) from error
     is_same_shape = np.shape(predictions) == wanted.shape == (len(rows),)
     if not is_same_shape or not np.allclose(predictions, wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
-        raise ModelFileError(name, MODEL_FILE, "does not give its stored predictions on this machine", True)
+        raise ModelFileError(
+            "discarded", model=name, file=MODEL_FILE, reason="does not give its stored predictions on this machine"
+        )

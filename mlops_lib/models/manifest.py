@@ -21,9 +21,8 @@ def compute_manifest(folder: Path, *, model: str = "The model") -> dict[str, dic
 
     Raises
     ------
-    ModelLimitError
-        For too many files or bytes. Nothing was read.
     ModelFileError
+        For too many files or bytes. Nothing was read.
         For a symbolic link, since what it points to may change, and for a pipe or device.
     """
     sizes = _list_files(folder, model)
@@ -45,13 +44,15 @@ def raise_for_files(folder: Path, manifest: Mapping[str, Any], *, model: str) ->
     found = compute_manifest(folder, model=model)
     for name, expected in manifest.items():
         if name not in found:
-            raise ModelFileError(model, name, "is missing")
+            raise ModelFileError("unread", model=model, file=name, reason="is missing")
         if found[name] != expected:
             have, want = found[name]["sha256"][:12], expected["sha256"][:12]
-            raise ModelFileError(model, name, f"has been changed (SHA-256 {have}…, registered {want}…)")
+            raise ModelFileError(
+                "unread", model=model, file=name, reason=f"has been changed (SHA-256 {have}…, registered {want}…)"
+            )
     for name in found:
         if name not in manifest:
-            raise ModelFileError(model, name, "was not there when the model was registered")
+            raise ModelFileError("unread", model=model, file=name, reason="was not there when the model was registered")
 
 
 def _list_files(folder: Path, model: str) -> dict[str, int]:
@@ -61,10 +62,10 @@ def _list_files(folder: Path, model: str) -> dict[str, int]:
         raise_for_limit(model, "its folder", "has entries:", n, MAX_FILES)
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
-            raise ModelFileError(model, name, "is a symbolic link")
+            raise ModelFileError("unread", model=model, file=name, reason="is a symbolic link")
         if path.is_file():
             sizes[name] = path.stat().st_size
         elif not path.is_dir():
-            raise ModelFileError(model, name, "is neither a file nor a folder")
+            raise ModelFileError("unread", model=model, file=name, reason="is neither a file nor a folder")
     raise_for_limit(model, "its folder", "has bytes:", sum(sizes.values()), MAX_FOLDER_BYTES)
     return dict(sorted(sizes.items()))

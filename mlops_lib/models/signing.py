@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from mlops_lib.errors import SignatureError, SigningKeyError
+from mlops_lib.errors import SignatureError
 
 # On the logged model and on the version, beside the manifest.
 MANIFEST_SIGNATURE_TAG = "mlops.manifest_signature"
@@ -40,7 +40,7 @@ def create_keys(folder: Path) -> Path:
 
     Raises
     ------
-    SigningKeyError
+    SignatureError
         If there is a key already; nothing was written.
     """
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - 0.1 s that hardly a command needs
@@ -54,7 +54,7 @@ def create_keys(folder: Path) -> Path:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
-        raise SigningKeyError(path, "exists already and is not written over") from error
+        raise SignatureError("key", path=path, reason="exists already and is not written over") from error
     with os.fdopen(descriptor, "wb") as file:
         file.write(pem)
     (folder / PUBLIC_FILE).write_text(f"{_describe(key.public_key().public_bytes_raw())}\n", encoding="ascii")
@@ -68,7 +68,7 @@ def read_signer(path: Path | None) -> Callable[[str], str] | None:
 
     Raises
     ------
-    SigningKeyError
+    SignatureError
         If the file is no private Ed25519 key in PEM, or others may read it. Nothing was signed.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415 - as above
@@ -79,15 +79,17 @@ def read_signer(path: Path | None) -> Callable[[str], str] | None:
     try:
         mode, content = path.stat().st_mode, path.read_bytes()
     except OSError as error:
-        raise SigningKeyError(path, f"cannot be read ({type(error).__name__})") from error
+        raise SignatureError("key", path=path, reason=f"cannot be read ({type(error).__name__})") from error
     if mode & 0o077:
-        raise SigningKeyError(path, f"may be read by others (mode {mode & 0o777:o}; 'chmod 600' closes it)")
+        raise SignatureError(
+            "key", path=path, reason=f"may be read by others (mode {mode & 0o777:o}; 'chmod 600' closes it)"
+        )
     try:
         key = load_pem_private_key(content, password=None)
     except (ValueError, TypeError) as error:
-        raise SigningKeyError(path, "is no private key in PEM without a password") from error
+        raise SignatureError("key", path=path, reason="is no private key in PEM without a password") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise SigningKeyError(path, "is no Ed25519 key")
+        raise SignatureError("key", path=path, reason="is no Ed25519 key")
     public = _describe(key.public_key().public_bytes_raw())
     return lambda text: f"{public}:{base64.b64encode(key.sign(text.encode())).decode()}"
 
@@ -113,14 +115,18 @@ def raise_for_signature(text: str, signature: str | None, trusted: Iterable[str]
     if not keys:
         return
     if not signature:
-        raise SignatureError(subject, "has no signature")
+        raise SignatureError("untrusted", subject=subject, reason="has no signature")
     public, _, proof = signature.rpartition(":")
     if public not in keys:
-        raise SignatureError(subject, f"was signed with '{public[:60]}', which is no trusted key")
+        raise SignatureError(
+            "untrusted", subject=subject, reason=f"was signed with '{public[:60]}', which is no trusted key"
+        )
     try:
         Ed25519PublicKey.from_public_bytes(_read(public)).verify(base64.b64decode(proof, validate=True), text.encode())
     except (InvalidSignature, ValueError, binascii.Error) as error:
-        raise SignatureError(subject, "has a signature that belongs to something else") from error
+        raise SignatureError(
+            "untrusted", subject=subject, reason="has a signature that belongs to something else"
+        ) from error
 
 
 def _describe(public: bytes) -> str:

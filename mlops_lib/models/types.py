@@ -15,7 +15,7 @@ import importlib.metadata
 from collections.abc import Iterable
 from typing import Any
 
-from mlops_lib.errors import ModelNotSavableError, UnreviewedVersionError, UntrustedTypesError
+from mlops_lib.errors import ModelError
 
 TRUSTED_TYPES = frozenset(
     {
@@ -86,10 +86,9 @@ def list_trusted_types(model: Any, *, extra: Iterable[str] = (), name: str = "Th
 
     Raises
     ------
-    UntrustedTypesError, ModelNotSavableError
-        Naming the types that nobody has reviewed, or why skops cannot save the model at all.
-    UnreviewedVersionError
-        If the list was not reviewed for the installed skops and scikit-learn.
+    ModelError
+        Naming the types that nobody has reviewed, or why skops cannot save the model at all;
+        or if the list was not reviewed for the installed skops and scikit-learn.
     """
     import skops.io  # noqa: PLC0415 - 1.5 s, and a command that lists versions loads none
 
@@ -98,25 +97,29 @@ def list_trusted_types(model: Any, *, extra: Iterable[str] = (), name: str = "Th
         needed = skops.io.get_untrusted_types(data=skops.io.dumps(model))
     except Exception as error:
         reason = "it refers to itself" if isinstance(error, RecursionError) else f"{type(error).__name__}: {error}"
-        raise ModelNotSavableError(name, reason) from error
+        raise ModelError("not_savable", model=name, reason=reason) from error
     raise_for_types(needed, extra, name)
     return sorted(needed)
 
 
 def raise_for_versions() -> None:
-    """Raise ``UnreviewedVersionError`` unless there is a list for the installed skops and scikit-learn."""
+    """Raise ``ModelError`` unless there is a list for the installed skops and scikit-learn."""
     skops, sklearn = (importlib.metadata.version(package) for package in ("skops", "scikit-learn"))
     if (skops, ".".join(sklearn.split(".")[:2])) not in REVIEWED:
-        raise UnreviewedVersionError(skops, sklearn, tuple(f"skops {s} with scikit-learn {k}" for s, k in REVIEWED))
+        raise ModelError(
+            "versions",
+            skops=skops,
+            sklearn=sklearn,
+            reviewed=tuple(f"skops {s} with scikit-learn {k}" for s, k in REVIEWED),
+        )
 
 
 def raise_for_types(needed: Iterable[str], extra: Iterable[str], name: str) -> None:
-    """Raise ``UntrustedTypesError`` for types that are neither on the list nor in ``extra``."""
-    unknown = tuple(sorted(set(needed) - TRUSTED_TYPES - set(extra)))
-    if unknown:
-        raise UntrustedTypesError(name, unknown)
-    homeless = tuple(
-        sorted(kind for kind in set(needed) - TRUSTED_TYPES if kind.startswith("__main__.") or "<" in kind)
-    )
-    if homeless:  # named in the project, but no fresh process could import it
-        raise UntrustedTypesError(name, homeless)
+    """Raise ``ModelError`` for types that are neither on the list nor in ``extra``."""
+    unknown = set(needed) - TRUSTED_TYPES
+    # To name these in the project does not help: no fresh process could import them.
+    homeless = {kind for kind in unknown if kind.startswith("__main__.") or "<" in kind}
+    untrusted = tuple(sorted(unknown - set(extra) or homeless))
+    if untrusted:
+        at_fault = tuple(kind for kind in untrusted if kind in homeless)
+        raise ModelError("types", model=name, types=untrusted, homeless=at_fault)

@@ -28,14 +28,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from mlops_lib.errors import (
-    ConfidenceError,
-    LabelValuesError,
-    NoRowsError,
-    ScoreLengthError,
-    ScoreValuesError,
-    SingleClassError,
+    NotFoundError,
+    QualityError,
     TooFewRowsError,
-    UnknownMetricError,
 )
 
 if TYPE_CHECKING:
@@ -154,8 +149,9 @@ def compute_metrics(y_true: ArrayLike, y_score: ArrayLike, *, prefix: str = "") 
 
     Raises
     ------
-    NoRowsError, ScoreLengthError, ScoreValuesError, LabelValuesError, SingleClassError
-        When a metric would be undefined. No metric is ever NaN.
+    QualityError
+        For no rows or one class only, for other lengths, and for scores or labels that are none: when a metric would be
+        undefined. No metric is ever NaN.
     """
     y, score = _checked(y_true, y_score)
     start = f"{prefix}_" if prefix else ""
@@ -166,27 +162,29 @@ def _checked(y_true: ArrayLike, y_score: ArrayLike) -> tuple[Labels, Floats]:
     """Return labels as 0 and 1 and scores as floats, or raise the error that names what is wrong."""
     labels, given = np.asarray(y_true), np.asarray(y_score).ravel()  # both columns of predict_proba: twice too many
     if len(given) and given.dtype.kind not in "fiu":  # numpy would read "0.9" as a number
-        raise ScoreValuesError(len(given), len(given), 0, repr(given[0]))
+        raise QualityError("scores", n_bad=len(given), n_rows=len(given), first_row=0, first_value=repr(given[0]))
     score = given.astype(np.float64)
     if len(labels) != len(score):
-        raise ScoreLengthError(len(labels), len(score))
+        raise QualityError("lengths", n_true=len(labels), n_score=len(score), what="scores")
     if not len(labels):
-        raise NoRowsError("the labels and scores")
+        raise QualityError("no_rows", what="the labels and scores")
     bad = np.flatnonzero(~((score >= 0) & (score <= 1)))  # NaN compares false
     if len(bad):
-        raise ScoreValuesError(len(bad), len(score), int(bad[0]), float(score[bad[0]]))
+        raise QualityError(
+            "scores", n_bad=len(bad), n_rows=len(score), first_row=int(bad[0]), first_value=float(score[bad[0]])
+        )
     known = pd.Series(labels).isin([0, 1])
     if not known.all():
-        raise LabelValuesError(tuple(str(value) for value in pd.Series(labels)[~known].unique()))
+        raise QualityError("labels", values=tuple(str(value) for value in pd.Series(labels)[~known].unique()))
     y = labels.astype(np.int64)
     if y.min() == y.max():
-        raise SingleClassError(int(y[0]), len(y))
+        raise QualityError("one_class", value=int(y[0]), n_rows=len(y))
     return y, score
 
 
 def _metric(name: str) -> Metric:
     if name not in METRICS:
-        raise UnknownMetricError(str(name), tuple(METRICS))
+        raise NotFoundError("metric", metric=str(name), metrics=tuple(METRICS))
     return METRICS[name]
 
 
@@ -258,7 +256,7 @@ def compute_interval(
 
     Raises
     ------
-    UnknownMetricError, ConfidenceError, TooFewRowsError
+    NotFoundError, QualityError, TooFewRowsError
         And the errors of :func:`compute_metrics`.
     """
     chosen = _metric(metric)
@@ -302,7 +300,7 @@ def _interval(
     n_positive = int(y.sum())
     for label, n_class in ((1, n_positive), (0, len(y) - n_positive)):
         if n_class < MIN_PER_CLASS:
-            raise TooFewRowsError(n_class, f"rows of class {label}", MIN_PER_CLASS)
+            raise TooFewRowsError(n_rows=n_class, what=f"rows of class {label}", needed=MIN_PER_CLASS)
     return _spread(value, *_standard_error(influence, codes), confidence, len(y))
 
 
@@ -310,14 +308,16 @@ def _standard_error(influence: Floats, codes: NDArray[np.intp] | None) -> tuple[
     """Return standard error and degrees of freedom; influences are added up by cluster where there are clusters."""
     units = influence if codes is None else np.bincount(codes, influence)[np.bincount(codes) > 0]
     if len(units) < MIN_CLUSTERS:
-        raise TooFewRowsError(len(units), "rows" if codes is None else "clusters of rows", MIN_CLUSTERS)
+        raise TooFewRowsError(
+            n_rows=len(units), what="rows" if codes is None else "clusters of rows", needed=MIN_CLUSTERS
+        )
     degrees = len(units) - 1
     return float(np.sqrt(units @ units * len(units) / degrees) / len(influence)), degrees
 
 
 def _spread(value: float, error: float, degrees: int, confidence: float, n_rows: int) -> Interval:
     if not 0 < confidence < 1:
-        raise ConfidenceError(confidence)
+        raise QualityError("confidence", confidence=confidence)
     half = error * float(special.stdtrit(degrees, (1 + confidence) / 2))  # Student's t
     return Interval(value - half, value, value + half, confidence, n_rows, error, degrees)
 
@@ -328,7 +328,7 @@ def _codes(clusters: ArrayLike | None, n_rows: int) -> NDArray[np.intp] | None:
         return None
     codes, _ = pd.factorize(pd.Series(clusters), use_na_sentinel=False)
     if len(codes) != n_rows:
-        raise ScoreLengthError(n_rows, len(codes), "clusters")
+        raise QualityError("lengths", n_true=n_rows, n_score=len(codes), what="clusters")
     return codes
 
 
@@ -374,7 +374,7 @@ def compute_slices(
     chosen = _metric(metric)
     y, score = _checked(y_true, y_score)
     if len(by) != len(y):
-        raise ScoreLengthError(len(y), len(by), "rows to slice by")
+        raise QualityError("lengths", n_true=len(y), n_score=len(by), what="rows to slice by")
     champion = None if y_champion is None else _checked(y_true, y_champion)[1]
     codes = _codes(clusters, len(y))
 
@@ -459,7 +459,7 @@ def compute_score_groups(
 
     Raises
     ------
-    ConfidenceError, TooFewRowsError
+    QualityError, TooFewRowsError
         And the errors of :func:`compute_metrics`.
     """
     y, score = _checked(y_true, y_score)
@@ -605,7 +605,7 @@ def plot_slices(
     names = ("difference", "difference_low", "difference_high") if is_difference else ("value", "low", "high")
     measured = slices.dropna(subset=[names[0]])
     if measured.empty:
-        raise NoRowsError("the measured slices")
+        raise QualityError("no_rows", what="the measured slices")
     shown = measured.head(max_slices)
     line = 0.0 if is_difference else overall
     value, low, high = (shown[name].to_numpy(dtype=float) for name in names)

@@ -24,14 +24,7 @@ from pandas.api import types
 from scipy import optimize, stats
 
 from mlops_lib.errors import (
-    DuplicateKeysError,
-    LabelValuesError,
-    NoRowsError,
-    ProfileColumnError,
-    ScoreLengthError,
-    ScoreValuesError,
-    SingleClassError,
-    TableColumnsError,
+    QualityError,
 )
 from mlops_lib.report import Report, Row, Status, format_value
 
@@ -110,13 +103,13 @@ def build_profile(frame: pd.DataFrame, *, columns: Sequence[str], max_bins: int 
 
     Raises
     ------
-    NoRowsError, TableColumnsError
-    ProfileColumnError
-        For dates and durations (derive numbers that should stay stable) and for texts of too many distinct values.
+    QualityError
+        For columns that are missing, no rows, dates and durations (derive numbers that should stay stable) and texts of
+        too many distinct values.
     """
     _raise_for_columns("reference data", frame, columns)
     if frame.empty:
-        raise NoRowsError("the reference data")
+        raise QualityError("no_rows", what="the reference data")
     return Profile(len(frame), {column: _profile_column(frame[column], max_bins) for column in columns})
 
 
@@ -136,7 +129,7 @@ def _kind(series: pd.Series[Any]) -> Literal["numeric", "categorical"]:
     if types.is_object_dtype(series) or types.is_string_dtype(series) or isinstance(series.dtype, pd.CategoricalDtype):
         return "categorical"
     hint = "it holds {}, and numbers, booleans, texts and categories are known; derive one, such as the hour or weekday"
-    raise ProfileColumnError(str(series.name), hint.format(series.dtype))
+    raise QualityError("profile", column=str(series.name), reason=hint.format(series.dtype))
 
 
 def _edges(values: Floats, max_bins: int) -> tuple[float, ...]:
@@ -160,7 +153,7 @@ def _categories(series: pd.Series[Any]) -> tuple[str, ...]:
     values = tuple(str(value) for value in counts.index[counts > 0])
     if len(values) > MAX_CATEGORIES:
         reason = f"it has {len(values)} distinct texts, at most {MAX_CATEGORIES} are known; group them or leave it out"
-        raise ProfileColumnError(str(series.name), reason)
+        raise QualityError("profile", column=str(series.name), reason=reason)
     return tuple(dict.fromkeys(values))
 
 
@@ -355,9 +348,9 @@ def compute_live_quality(
 
     Raises
     ------
-    TableColumnsError, NoRowsError, ScoreValuesError, LabelValuesError
-    DuplicateKeysError
-        When a key names two predictions or two labels.
+    QualityError
+        For columns that are missing, no rows, scores or labels that are none, and a key that names two predictions or
+        two labels.
     """
     keys = [key] if isinstance(key, str) else list(key)
     for table, frame, needed in (("predictions", predictions, [*keys, score, by]), ("labels", labels, [*keys, target])):
@@ -365,9 +358,9 @@ def compute_live_quality(
         again = frame.duplicated(keys)
         if again.any():
             first = ", ".join(str(value) for value in frame.loc[again, keys].iloc[0])
-            raise DuplicateKeysError(table, tuple(keys), int(again.sum()), first)
+            raise QualityError("keys", table=table, key=tuple(keys), n_duplicates=int(again.sum()), first=first)
     if predictions.empty:
-        raise NoRowsError("the predictions")
+        raise QualityError("no_rows", what="the predictions")
     _probabilities(predictions[score])
     scored = predictions[list(dict.fromkeys([*keys, score, by]))]
     joined = scored.merge(labels[[*keys, target]], on=keys, how="left")
@@ -430,7 +423,7 @@ def check_live_quality(quality: pd.DataFrame, *, limits: Mapping[str, Limit], mi
 
     Raises
     ------
-    TableColumnsError
+    QualityError
         When a limit names a column that was not computed.
     """
     _raise_for_columns("qualities", quality, limits)
@@ -478,13 +471,14 @@ def fit_calibration(y_true: ArrayLike, y_score: ArrayLike) -> Calibration:
 
     Raises
     ------
-    NoRowsError, ScoreLengthError, ScoreValuesError, LabelValuesError, SingleClassError
+    QualityError
+        For no rows or one class only, for other lengths, and for scores or labels that are none.
     """
     y, score = _labels(y_true), _probabilities(y_score)
     if len(y) != len(score):
-        raise ScoreLengthError(len(y), len(score))
+        raise QualityError("lengths", n_true=len(y), n_score=len(score), what="scores")
     if y.min() == y.max():
-        raise SingleClassError(int(y[0]), len(y))
+        raise QualityError("one_class", value=int(y[0]), n_rows=len(y))
     distinct, rank, n_rows = np.unique(score, return_inverse=True, return_counts=True)
     fit = optimize.isotonic_regression(np.bincount(rank, y) / n_rows, weights=n_rows)
     ends = np.unique(np.concatenate([fit.blocks[:-1], fit.blocks[1:] - 1]))  # first and last score of each level step
@@ -505,14 +499,13 @@ def estimate_roc_auc(calibration: Calibration, y_score: ArrayLike) -> float:
 
     Raises
     ------
-    NoRowsError, ScoreValuesError
-    SingleClassError
-        When the calibration expects one class only.
+    QualityError
+        For no rows, scores that are none, and when the calibration expects one class only.
     """
     score = _probabilities(y_score)
     positive = np.interp(score, calibration.scores, calibration.shares)
     if positive.max() == 0 or positive.min() == 1:
-        raise SingleClassError(int(positive[0]), len(score))
+        raise QualityError("one_class", value=int(positive[0]), n_rows=len(score))
     distinct, rank = np.unique(score, return_inverse=True)
     positives = np.bincount(rank, positive, len(distinct))
     negatives = np.bincount(rank, 1 - positive, len(distinct))
@@ -523,24 +516,26 @@ def estimate_roc_auc(calibration: Calibration, y_score: ArrayLike) -> float:
 def _raise_for_columns(table: str, frame: pd.DataFrame, needed: Iterable[str]) -> None:
     missing = tuple(column for column in needed if column not in frame)
     if missing:
-        raise TableColumnsError(table, missing, tuple(map(str, frame.columns)))
+        raise QualityError("columns", table=table, missing=missing, columns=tuple(map(str, frame.columns)))
 
 
 def _labels(y_true: ArrayLike) -> NDArray[np.int64]:
     labels = pd.Series(np.asarray(y_true))
     others = labels[~labels.isin([0, 1])].unique()
     if len(others):
-        raise LabelValuesError(tuple(str(value) for value in others))
+        raise QualityError("labels", values=tuple(str(value) for value in others))
     return labels.to_numpy(dtype=np.int64)
 
 
 def _probabilities(y_score: ArrayLike) -> Floats:
     score = np.asarray(y_score, dtype=np.float64)
     if not len(score):
-        raise NoRowsError("the scores")
+        raise QualityError("no_rows", what="the scores")
     bad = np.flatnonzero(~((score >= 0) & (score <= 1)))  # NaN compares false
     if len(bad):
-        raise ScoreValuesError(len(bad), len(score), int(bad[0]), float(score[bad[0]]))
+        raise QualityError(
+            "scores", n_bad=len(bad), n_rows=len(score), first_row=int(bad[0]), first_value=float(score[bad[0]])
+        )
     return score
 
 
@@ -554,7 +549,7 @@ def plot_drift(drift: pd.DataFrame, *, max_psi: float = 0.25, max_columns: int =
     but a reason.
     """
     if drift.empty:
-        raise NoRowsError("the measured drift")
+        raise QualityError("no_rows", what="the measured drift")
     shown = drift.head(max_columns)
     ax = _axes(ax, height=1.5 + 0.3 * len(shown))
     psi = shown["psi"].to_numpy()

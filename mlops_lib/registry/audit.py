@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mlflow.entities.model_registry import ModelVersion
 
 from mlops_lib import models
-from mlops_lib.errors import LedgerBrokenError
+from mlops_lib.errors import LedgerError
 from mlops_lib.project import Project
 from mlops_lib.registry.ledger import Ledger, answered, open_ledger
 from mlops_lib.registry.versions import search_versions
@@ -26,7 +26,7 @@ def check_ledger(project: Project) -> Report:
     title = f"Ledger of '{project.name}'"
     try:
         ledger = open_ledger(project, client)
-    except LedgerBrokenError as error:
+    except LedgerError as error:
         return Report(title, (Row("chain", None, "hashes follow", "failed", str(error)),))
     stored = {int(made.version): made for made in search_versions(project, client)}
     rows = [

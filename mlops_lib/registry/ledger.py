@@ -36,7 +36,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mlops_lib.data import reads
-from mlops_lib.errors import HeadMovedError, LedgerBrokenError, NaiveTimeError, ReasonTooLongError
+from mlops_lib.errors import LedgerError, RefusedError
 from mlops_lib.project import Project
 from mlops_lib.tracking import store
 
@@ -181,7 +181,7 @@ def read_ledger(project: Project) -> tuple[Entry, ...]:
 
     Raises
     ------
-    LedgerBrokenError
+    LedgerError
         Naming the first entry that was edited, removed or put out of order.
     """
     return open_ledger(project, store.connect(project.tracking_uri)).entries
@@ -212,10 +212,10 @@ def as_of(project: Project, time: datetime) -> dict[str, Entry | None]:
 
     Raises
     ------
-    NaiveTimeError, LedgerBrokenError
+    LedgerError
     """
     if time.tzinfo is None or time.utcoffset() is None:
-        raise NaiveTimeError(str(time))
+        raise LedgerError("naive_time", time=str(time))
     until = tuple(itertools.takewhile(lambda entry: entry.time <= time, read_ledger(project)))
     return {stage: fold(until).get(stage) for stage in project.stages}
 
@@ -271,16 +271,21 @@ def _read_run(client: MlflowClient, seen: Ledger, run: Run | None = None) -> Led
         run = client.get_run(seen.run_id)
         entries = _parse(seen, run)
     if number > len(entries):
-        raise LedgerBrokenError(seen.name, number, "is missing")
+        raise LedgerError("broken", name=seen.name, entry=number, reason="is missing")
     if number and entries[number - 1].hash != head:
-        raise LedgerBrokenError(seen.name, number, "has been edited")
+        raise LedgerError("broken", name=seen.name, entry=number, reason="has been edited")
     return replace(seen, entries=entries, noted=number)
 
 
 def _read_note(seen: Ledger, run: Run) -> tuple[int, str]:
     number, _, head = run.data.tags.get(HEAD_TAG, "0:").partition(":")
     if not (number.isascii() and number.isdigit()):
-        raise LedgerBrokenError(seen.name, len(seen.entries), f"cannot be compared with the head '{number[:20]}'")
+        raise LedgerError(
+            "broken",
+            name=seen.name,
+            entry=len(seen.entries),
+            reason=f"cannot be compared with the head '{number[:20]}'",
+        )
     return int(number), head
 
 
@@ -289,17 +294,17 @@ def _parse(seen: Ledger, run: Run) -> tuple[Entry, ...]:
     written = sorted((key, text) for key, text in run.data.params.items() if key != _slot(0))
     for n, (key, text) in enumerate(written[len(entries) :], start=len(entries) + 1):
         if key != _slot(n):
-            raise LedgerBrokenError(seen.name, n, "is missing or out of order")
+            raise LedgerError("broken", name=seen.name, entry=n, reason="is missing or out of order")
         try:
             entry = Entry(**json.loads(text))
         except (ValueError, TypeError) as error:
-            raise LedgerBrokenError(seen.name, n, "cannot be read") from error
+            raise LedgerError("broken", name=seen.name, entry=n, reason="cannot be read") from error
         if entry.number != n:
-            raise LedgerBrokenError(seen.name, n, "is missing or out of order")
+            raise LedgerError("broken", name=seen.name, entry=n, reason="is missing or out of order")
         if n == len(written) and entry.to_json() != text:  # of the others the entry after them holds the hash
-            raise LedgerBrokenError(seen.name, n, "is not written as this library writes it")
+            raise LedgerError("broken", name=seen.name, entry=n, reason="is not written as this library writes it")
         if entry.previous != head:
-            raise LedgerBrokenError(seen.name, n, "does not follow from the entry before it")
+            raise LedgerError("broken", name=seen.name, entry=n, reason="does not follow from the entry before it")
         head = _sha256(text)
         entries.append(entry)
     return tuple(entries)
@@ -330,18 +335,23 @@ def _find_run(project: Project, client: MlflowClient, model: RegisteredModel, ge
     if len(written) > 1:
         first, second = sorted(run.info.run_id for run in written)[:2]
         why = f"stands in two runs, '{first}' and '{second}' ('mlflow gc --run-ids' removes a deleted one for good)"
-        raise LedgerBrokenError(project.name, 1, why)
+        raise LedgerError("broken", name=project.name, entry=1, reason=why)
     if not written:
         agreed = _agreed_run(client, model)
         if agreed:  # asked for by its id: it may have been made and agreed upon after the search
             with passing("RESOURCE_DOES_NOT_EXIST"):
                 written = [client.get_run(agreed)]
             if not written or written[0].data.params.get(_slot(0)) != genesis:
-                raise LedgerBrokenError(project.name, 1, f"belongs in run '{agreed}', which is gone or another model's")
+                raise LedgerError(
+                    "broken",
+                    name=project.name,
+                    entry=1,
+                    reason=f"belongs in run '{agreed}', which is gone or another model's",
+                )
     if written and written[0].info.lifecycle_stage != "active":
         run_id = written[0].info.run_id
         why = f"is in a deleted run ('mlflow runs restore --run-id {run_id}' brings it back)"
-        raise LedgerBrokenError(project.name, 1, why)
+        raise LedgerError("broken", name=project.name, entry=1, reason=why)
     return written[0] if written else None
 
 
@@ -402,7 +412,7 @@ def append(project: Project, client: MlflowClient, seen: Ledger, **facts: Unpack
 
     Raises
     ------
-    HeadMovedError, ReasonTooLongError
+    RefusedError, LedgerError
         Nothing was changed by this call.
     """
     return _complete(project, client, *_write(project, client, seen, **facts))
@@ -445,7 +455,7 @@ def _write(project: Project, client: MlflowClient, seen: Ledger, **facts: Unpack
     )
     text = entry.to_json()
     if len(text) > ENTRY_LIMIT:
-        raise ReasonTooLongError(len(text), ENTRY_LIMIT)
+        raise LedgerError("long_reason", n_characters=len(text), limit=ENTRY_LIMIT)
     try:
         client.log_param(seen.run_id, _slot(entry.number), text)
     except MlflowException:  # somebody was faster, or the answer was lost: what stands there tells
@@ -464,10 +474,10 @@ def _complete(project: Project, client: MlflowClient, entry: Entry, after: Ledge
     """
     written, move = after.entries[entry.number - 1], f"{entry.action} {entry.stage or entry.version}"
     if not written.repeats(entry):
-        raise HeadMovedError(project.name, move, str(written))
+        raise RefusedError("head_moved", name=project.name, action=move, winner=str(written))
     model = client.get_registered_model(project.name)
     if _genesis(model) != after.genesis:  # what was written stays behind in the ledger of the model that is gone
-        raise HeadMovedError(project.name, move, "the model was deleted and made again")
+        raise RefusedError("head_moved", name=project.name, action=move, winner="the model was deleted and made again")
     follow(project, client, after, model.aliases)
     return written
 
@@ -511,10 +521,10 @@ def repair_aliases(project: Project) -> tuple[str, ...]:
 
 
 def raise_for_length(project: Project, reason: str, operation: str | None = None) -> None:
-    """Raise ``ReasonTooLongError`` unless what people wrote fits into an entry; the rest of it has a fixed length."""
+    """Raise ``LedgerError`` unless what people wrote fits into an entry; the rest of it has a fixed length."""
     n_characters = len(json.dumps(reason)) + len(json.dumps(project.actor)) + len(json.dumps(operation))
     if n_characters > REASON_LIMIT:
-        raise ReasonTooLongError(n_characters, REASON_LIMIT)
+        raise LedgerError("long_reason", n_characters=n_characters, limit=REASON_LIMIT)
 
 
 def _now(seen: Ledger) -> str:

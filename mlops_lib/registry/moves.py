@@ -8,11 +8,7 @@ authentication a second person is a matter of trust, and of the record.
 from __future__ import annotations
 
 from mlops_lib.errors import (
-    ApprovalRefusedError,
-    DeletionRefusedError,
-    FreezeRefusedError,
-    PromotionRefusedError,
-    RollbackRefusedError,
+    RefusedError,
 )
 from mlops_lib.project import Project
 from mlops_lib.registry.ledger import (
@@ -63,7 +59,7 @@ def promote(
 
     Raises
     ------
-    PromotionRefusedError, HeadMovedError, ModelFileError, UnknownVersionError, UnknownStageError, ReasonTooLongError
+    RefusedError, ModelFileError, NotFoundError, LedgerError
         The stage still has the version it had.
     """
     project.raise_for_stage(stage)
@@ -75,8 +71,8 @@ def promote(
     standing = seen.standing
     now = standing[stage].version if stage in standing else None
 
-    def refuse(why: str) -> PromotionRefusedError:
-        return PromotionRefusedError(project.name, number, stage, why, now)
+    def refuse(why: str) -> RefusedError:
+        return RefusedError("promotion", name=project.name, version=number, stage=stage, reason=why, current=now)
 
     earlier = _by_operation(seen, operation)
     if earlier is not None:
@@ -153,7 +149,7 @@ def rollback(
 
     Raises
     ------
-    RollbackRefusedError, HeadMovedError, ModelFileError, ReasonTooLongError
+    RefusedError, ModelFileError, LedgerError
         The stage still has the version it had.
     """
     project.raise_for_stage(stage)
@@ -162,8 +158,8 @@ def rollback(
     seen = open_ledger(project, client)
     now = seen.standing[stage].version if stage in seen.standing else None
 
-    def refuse(why: str) -> RollbackRefusedError:
-        return RollbackRefusedError(project.name, stage, why, now)
+    def refuse(why: str) -> RefusedError:
+        return RefusedError("rollback", name=project.name, stage=stage, reason=why, current=now)
 
     before = _by_operation(seen, operation)
     if before is not None:
@@ -209,9 +205,9 @@ def freeze(project: Project, stage: str, *, reason: str) -> Entry:
 
     Raises
     ------
-    FreezeRefusedError
+    RefusedError
         For a stage that is frozen, and for the first one, where versions are registered.
-    ReasonTooLongError
+    LedgerError
     """
     return _set_frozen(project, "freeze", stage, reason)
 
@@ -221,9 +217,9 @@ def unfreeze(project: Project, stage: str, *, reason: str) -> Entry:
 
     Raises
     ------
-    FreezeRefusedError
+    RefusedError
         For a stage that is not frozen.
-    ReasonTooLongError
+    LedgerError
     """
     return _set_frozen(project, "unfreeze", stage, reason)
 
@@ -235,17 +231,19 @@ def _set_frozen(project: Project, action: str, stage: str, reason: str) -> Entry
     client = store.connect(project.tracking_uri)
 
     def decide(seen: Ledger) -> Facts:
-        refused = FreezeRefusedError
+        def refuse(why: str) -> RefusedError:
+            return RefusedError("freeze", name=project.name, stage=stage, action=action, reason=why)
+
         if not reason.strip():
-            raise refused(project.name, stage, action, "it takes a reason")
+            raise refuse("it takes a reason")
         if stage == project.stages[0]:
-            raise refused(project.name, stage, action, "versions are registered there, and nothing is promoted to it")
+            raise refuse("versions are registered there, and nothing is promoted to it")
         if action == "freeze" and stage in seen.frozen:
-            raise refused(project.name, stage, action, _told_frozen(seen.frozen[stage]))
+            raise refuse(_told_frozen(seen.frozen[stage]))
         if action == "unfreeze" and stage not in seen.frozen:
-            raise refused(project.name, stage, action, "it is not frozen")
+            raise refuse("it is not frozen")
         if not seen.entries:
-            raise refused(project.name, stage, action, "nothing is registered yet")
+            raise refuse("nothing is registered yet")
         standing = seen.standing.get(stage)
         facts: Facts = {"action": action, "stage": stage, "version": 0, "reason": reason}
         if standing:
@@ -271,17 +269,17 @@ def approve(project: Project, version: int, stage: str, *, reason: str) -> Entry
 
     Raises
     ------
-    ApprovalRefusedError
+    RefusedError
         For the author of the version (its run's user or who registered it), and where no approval is needed.
-    UnknownVersionError, UnknownStageError, ReasonTooLongError
+    NotFoundError, LedgerError
     """
     project.raise_for_stage(stage)
     raise_for_length(project, reason)
     client = store.connect(project.tracking_uri)
 
     def decide(seen: Ledger) -> Facts:
-        def refuse(why: str) -> ApprovalRefusedError:
-            return ApprovalRefusedError(project.name, number, stage, why)
+        def refuse(why: str) -> RefusedError:
+            return RefusedError("approval", name=project.name, version=number, stage=stage, reason=why)
 
         made = find(project, client, seen, version)
         number = int(made.version)
@@ -338,7 +336,7 @@ def delete_version(project: Project, version: int, *, reason: str) -> Entry:
 
     Raises
     ------
-    DeletionRefusedError, UnknownVersionError, ReasonTooLongError
+    RefusedError, NotFoundError, LedgerError
         The version is still there.
     """
     raise_for_length(project, reason)
@@ -348,7 +346,7 @@ def delete_version(project: Project, version: int, *, reason: str) -> Entry:
         number = int(find(project, client, seen, version).version)
         why = "it takes a reason" if not reason.strip() else _why_needed(project, seen, number)
         if why:
-            raise DeletionRefusedError(project.name, number, why)
+            raise RefusedError("deletion", name=project.name, version=number, reason=why)
         facts: Facts = {"action": "delete", "stage": "", "version": number, "reason": reason}
         registration = seen.registration(number)
         if registration:

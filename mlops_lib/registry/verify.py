@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import NullPool, create_engine, text
 
 from mlops_lib import registry
-from mlops_lib.errors import LedgerBrokenError, MlopsError, ModelFileError, SignatureError
+from mlops_lib.errors import LedgerError, MlopsError, ModelFileError, SignatureError
 from mlops_lib.project import Project
 from mlops_lib.report import Report, Row
 from mlops_lib.tracking import liveness, store
@@ -50,7 +50,7 @@ def check_store(project: Project, version: int | str | None = None, *, everythin
         return Report(title, (Row("store", None, "reachable, schema of this MLflow", "failed", str(error)),))
     rows = [_check_database(project.tracking_uri), *registry.check_ledger(project).rows]
     ledger: registry.Ledger | None = None
-    with contextlib.suppress(LedgerBrokenError):  # named above; what is registered is then taken from the versions
+    with contextlib.suppress(LedgerError):  # named above; what is registered is then taken from the versions
         ledger = registry.open_ledger(project, client)
     numbers = _choose(project, client, ledger, version, everything)
     ledger = ledger or registry.Ledger(project.name)
@@ -65,7 +65,7 @@ def repair_store(project: Project) -> tuple[str, ...]:
     """Repair what can be repaired without losing anything; return what was done, a sentence each."""
     client = store.connect(project.tracking_uri)
     done = []
-    with contextlib.suppress(LedgerBrokenError):  # its aliases are left as they are; the check names it
+    with contextlib.suppress(LedgerError):  # its aliases are left as they are; the check names it
         done += [f"{what} follows the ledger again" for what in registry.repair_aliases(project)]
     experiments = _experiments(project, client)
     reaped = liveness.reap_runs(client, experiments, everywhere=True) if experiments else []
@@ -139,10 +139,12 @@ def _find_run_status(client: MlflowClient, made: ModelVersion) -> str:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise ModelFileError(name, "its run", f"'{made.run_id}' is not in the store") from error
+        raise ModelFileError(
+            "unread", model=name, file="its run", reason=f"'{made.run_id}' is not in the store"
+        ) from error
     status = str(info.status) if info.lifecycle_stage == "active" else "deleted"
     if status != "FINISHED":
-        raise ModelFileError(name, "its run", f"is {status}")
+        raise ModelFileError("unread", model=name, file="its run", reason=f"is {status}")
     return status
 
 

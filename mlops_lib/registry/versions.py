@@ -20,11 +20,10 @@ from mlflow.tracking import MlflowClient
 from mlops_lib import models
 from mlops_lib.data import reads
 from mlops_lib.errors import (
-    EmptyStageError,
-    MetricValueError,
+    ModelError,
     ModelFileError,
-    RunNotFinishedError,
-    UnknownVersionError,
+    NotFoundError,
+    QualityError,
 )
 from mlops_lib.models import signing
 from mlops_lib.project import Project
@@ -113,15 +112,15 @@ def register(
 
     Raises
     ------
-    RunNotFinishedError, ModelFileError, MetricValueError, ReasonTooLongError, LedgerBrokenError
+    ModelError, ModelFileError, QualityError, LedgerError
         No version was made.
-    HeadMovedError
+    RefusedError
         The model was deleted and made again meanwhile; the new one is as it was.
     """
     raise_for_length(project, description)
     for metric, value in (metrics or {}).items():
         if not math.isfinite(float(value)):
-            raise MetricValueError(metric, value)
+            raise QualityError("metric", name=metric, value=value)
     client = store.connect(project.tracking_uri)
     model_id = model_uri.removeprefix("models:/")
     try:
@@ -129,15 +128,15 @@ def register(
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise RunNotFinishedError(model_uri, "the store has no such model") from error
+        raise ModelError("run", model_id=model_uri, reason="the store has no such model") from error
     if str(model.status) not in ("READY", "LoggedModelStatus.READY"):
-        raise RunNotFinishedError(model_id, f"it is {model.status}, not READY")
+        raise ModelError("run", model_id=model_id, reason=f"it is {model.status}, not READY")
     if models.MANIFEST_TAG not in model.tags:
-        raise RunNotFinishedError(model_id, "it has no manifest; log it with tracking.log_model")
+        raise ModelError("run", model_id=model_id, reason="it has no manifest; log it with tracking.log_model")
     run = client.get_run(str(model.source_run_id)).info
     if run.status in ("FAILED", "KILLED") or run.lifecycle_stage != "active":
         state = run.status if run.lifecycle_stage == "active" else "deleted"
-        raise RunNotFinishedError(model_id, f"its run '{model.source_run_id}' is {state}")
+        raise ModelError("run", model_id=model_id, reason=f"its run '{model.source_run_id}' is {state}")
     manifest = json.loads(model.tags[models.MANIFEST_TAG])
     with tempfile.TemporaryDirectory() as folder:
         _download(model_id, folder)
@@ -214,7 +213,7 @@ def get_version(project: Project, version: int | str) -> Version:
 
     Raises
     ------
-    UnknownVersionError, EmptyStageError, UnknownStageError
+    NotFoundError
     """
     client = store.connect(project.tracking_uri)
     ledger = open_ledger(project, client)
@@ -231,7 +230,7 @@ def find(project: Project, client: MlflowClient, ledger: Ledger, version: int | 
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
     known = sorted({int(made.version) for made in search_versions(project, client)} - ledger.deleted)
-    raise UnknownVersionError(project.name, str(version), tuple(known))
+    raise NotFoundError("version", name=project.name, version=str(version), versions=tuple(known))
 
 
 def resolve(project: Project, version: int | str) -> int:
@@ -248,7 +247,9 @@ def _number(project: Project, ledger: Ledger, version: int | str) -> int:
     project.raise_for_stage(stage)
     standing = ledger.standing
     if stage not in standing:
-        raise EmptyStageError(project.name, stage, tuple(s for s in project.stages if s in standing))
+        raise NotFoundError(
+            "version_in_stage", name=project.name, stage=stage, filled=tuple(s for s in project.stages if s in standing)
+        )
     reads.note("stage", stage, standing[stage].version)
     return standing[stage].version
 
@@ -311,7 +312,7 @@ def load_model(
 
     Raises
     ------
-    ModelFileError, UntrustedTypesError, UnknownVersionError, EmptyStageError
+    ModelFileError, ModelError, NotFoundError
         Nothing was loaded.
     """
     client = store.connect(project.tracking_uri)
@@ -365,15 +366,15 @@ def _manifest(
 ) -> dict[str, Any]:
     """Return the manifest that stands on a version, after comparing it with ``digest`` or that of its registration."""
     if models.MANIFEST_TAG not in made.tags:
-        raise ModelFileError(name, "manifest", "was never recorded")
+        raise ModelFileError("unread", model=name, file="manifest", reason="was never recorded")
     try:
         manifest = dict(json.loads(made.tags[models.MANIFEST_TAG]))
     except ValueError as error:
-        raise ModelFileError(name, "manifest", "cannot be read") from error
+        raise ModelFileError("unread", model=name, file="manifest", reason="cannot be read") from error
     entry = ledger.registration(int(made.version))
     registered = entry.digest if entry else made.tags.get(models.DIGEST_TAG, "")
     if models.compute_digest(manifest) != (digest or registered):
-        raise ModelFileError(name, "manifest", "is not the one of its registration")
+        raise ModelFileError("unread", model=name, file="manifest", reason="is not the one of its registration")
     _raise_for_signature(project, models.compute_digest(manifest), made.tags, name)
     return manifest
 
@@ -389,4 +390,6 @@ def _download(model_id: str, folder: str) -> None:
     try:
         store.download_model(model_id, Path(folder))
     except (OSError, MlflowException) as error:
-        raise ModelFileError(f"Model '{model_id}'", "its folder", "cannot be read from the artifact store") from error
+        raise ModelFileError(
+            "unread", model=f"Model '{model_id}'", file="its folder", reason="cannot be read from the artifact store"
+        ) from error

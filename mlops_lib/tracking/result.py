@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mlops_lib.errors import ResultValueError
+from mlops_lib.errors import NotebookError
 
 RESULT_MIME = "application/vnd.mlops.result+json"
 
@@ -28,7 +28,7 @@ def record_result(**values: Any) -> Result:
 
     Raises
     ------
-    ResultValueError
+    NotebookError
         For a value that JSON cannot carry. Nothing was recorded.
     """
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
@@ -36,7 +36,7 @@ def record_result(**values: Any) -> Result:
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ResultValueError(name, type(value).__name__) from error
+            raise NotebookError("result", name=name, type_name=type(value).__name__) from error
     return Result(plain)
 
 

@@ -31,7 +31,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mlops_lib import data, models
-from mlops_lib.errors import MetricValueError
+from mlops_lib.errors import QualityError
 from mlops_lib.models import signing
 from mlops_lib.project import Project, redact
 from mlops_lib.tracking import liveness, store
@@ -155,12 +155,12 @@ def log_metrics(metrics: Mapping[str, float]) -> None:
 
     Raises
     ------
-    MetricValueError
+    QualityError
         For NaN, infinity or anything that is no number. No metric was logged.
     """
     for name, value in metrics.items():
         if not _is_finite(value):
-            raise MetricValueError(name, value)
+            raise QualityError("metric", name=name, value=value)
     mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
 
 
@@ -190,7 +190,7 @@ def log_model(
 
     Raises
     ------
-    UntrustedTypesError, ModelNotSavableError, UnreviewedVersionError, SigningKeyError
+    ModelError, SignatureError
         Before anything is written.
     """
     from mlflow.models import infer_signature  # noqa: PLC0415 - as above

@@ -14,6 +14,7 @@ import contextlib
 import http.client
 import logging
 import os
+import shlex
 import socket
 import sqlite3
 import sys
@@ -38,11 +39,8 @@ from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlops_lib.errors import (
-    ProjectNotLoadedError,
-    StoreBrokenError,
-    StorePermissionError,
-    StoreReadOnlyError,
-    StoreUnreachableError,
+    ProjectError,
+    StoreError,
 )
 
 CONNECT_TIMEOUT_S = 5.0
@@ -61,18 +59,20 @@ def connect(uri: str) -> MlflowClient:
 
     Raises
     ------
-    ProjectNotLoadedError, StoreUnreachableError, StoreReadOnlyError, StoreBrokenError
+    ProjectError, StoreError
         Nothing was changed.
     """
     if not uri:
-        raise ProjectNotLoadedError
+        raise ProjectError("not_loaded")
     path, mark = sqlite_path(uri), (uri, 0)
     if path is not None:
         if not path.is_absolute():
-            raise StoreUnreachableError(uri, "a SQLite path must be absolute, or it moves with the working folder")
+            raise StoreError(
+                "unreachable", uri=uri, reason="a SQLite path must be absolute, or it moves with the working folder"
+            )
         _create_sqlite(path, uri)
         if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-            raise StoreReadOnlyError(uri)
+            raise StoreError("read_only", uri=uri)
         mark = (uri, path.stat().st_ino)
         if mark not in _seen:
             _raise_for_sqlite(path, uri)
@@ -163,10 +163,12 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise StoreUnreachableError(without_password(uri), f"its driver is not installed: {error}") from error
+        raise StoreError(
+            "unreachable", uri=without_password(uri), reason=f"its driver is not installed: {error}"
+        ) from error
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
         reason, cause = explain(error, uri)
-        raise StoreUnreachableError(without_password(uri), reason) from cause
+        raise StoreError("unreachable", uri=without_password(uri), reason=reason) from cause
 
 
 @contextlib.contextmanager
@@ -177,8 +179,8 @@ def answering(uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError) as error:
         reason, cause = explain(error, uri)
         if getattr(error, "error_code", "") == "PERMISSION_DENIED" or "error code 403" in reason:
-            raise StorePermissionError(without_password(uri), reason) from cause
-        raise StoreUnreachableError(without_password(uri), reason, is_midway=True) from cause
+            raise StoreError("permission", uri=without_password(uri), reason=reason) from cause
+        raise StoreError("midway", uri=without_password(uri), reason=reason) from cause
 
 
 def _create_sqlite(path: Path, uri: str) -> None:
@@ -198,9 +200,9 @@ def _create_sqlite(path: Path, uri: str) -> None:
             _build_schema(building, artifact_root(uri) or "")
             os.replace(building, path)  # noqa: PTH105 - the name that says atomic
     except PermissionError as error:
-        raise StoreReadOnlyError(uri) from error
+        raise StoreError("read_only", uri=uri) from error
     except OSError as error:
-        raise StoreUnreachableError(uri, error.strerror or str(error)) from error
+        raise StoreError("unreachable", uri=uri, reason=error.strerror or str(error)) from error
 
 
 def _build_schema(path: Path, artifacts: str) -> None:
@@ -255,17 +257,19 @@ def _close_in_forks() -> None:
 
 
 def _raise_for_sqlite(path: Path, uri: str) -> None:
+    quoted = shlex.quote(str(path))
     try:
         # Writable, since a process that was killed while it wrote leaves a journal that has to be rolled back.
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=20)) as database:
             tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
     except sqlite3.DatabaseError as error:
-        raise StoreBrokenError(uri, f"SQLite says: {error}") from error
+        raise StoreError("broken", uri=uri, path=quoted, reason=f"SQLite says: {error}") from error
     leftovers = sorted(name for name in tables if name.startswith("_alembic_tmp_"))
     if leftovers:
-        raise StoreBrokenError(uri, f"a migration was interrupted and left table '{leftovers[0]}'")
+        reason = f"a migration was interrupted and left table '{leftovers[0]}'"
+        raise StoreError("broken", uri=uri, path=quoted, reason=reason)
     if "experiments" not in tables:
-        raise StoreBrokenError(uri, "it is a SQLite file but not an MLflow store")
+        raise StoreError("broken", uri=uri, path=quoted, reason="it is a SQLite file but not an MLflow store")
 
 
 def _raise_for_server(uri: str) -> None:
@@ -284,15 +288,19 @@ def _raise_for_server(uri: str) -> None:
             connection.request("GET", f"{parts.path.rstrip('/')}/health")
             status = connection.getresponse().status
     except TimeoutError as error:
-        raise StoreUnreachableError(without_password(uri), f"no answer in {CONNECT_TIMEOUT_S:g} s") from error
+        raise StoreError(
+            "unreachable", uri=without_password(uri), reason=f"no answer in {CONNECT_TIMEOUT_S:g} s"
+        ) from error
     except OSError as error:
-        raise StoreUnreachableError(without_password(uri), error.strerror or str(error)) from error
+        raise StoreError("unreachable", uri=without_password(uri), reason=error.strerror or str(error)) from error
     except ValueError as error:
-        raise StoreUnreachableError(without_password(uri), str(error)) from error
+        raise StoreError("unreachable", uri=without_password(uri), reason=str(error)) from error
     except http.client.HTTPException as error:
-        raise StoreUnreachableError(without_password(uri), "what answers there does not speak HTTP") from error
+        raise StoreError(
+            "unreachable", uri=without_password(uri), reason="what answers there does not speak HTTP"
+        ) from error
     if status >= 500:
-        raise StoreUnreachableError(without_password(uri), f"it answers with HTTP status {status}")
+        raise StoreError("unreachable", uri=without_password(uri), reason=f"it answers with HTTP status {status}")
 
 
 def without_password(uri: str) -> str:

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from conftest import make_rows, read_labelled, register_model
 
 from mlops_lib import cli, data, registry, tracking
-from mlops_lib import project as project_room
+from mlops_lib.errors import NotFoundError
 from mlops_lib.gates import Threshold, check_gates
 from mlops_lib.programs import batch
 from mlops_lib.project import Project, load_project
@@ -357,7 +357,7 @@ def test_an_unknown_notebook(mlops: Mlops) -> None:
 
 def test_debug_shows_the_traceback(mlops: Mlops) -> None:
     result = mlops("--debug", "history", "prd")
-    assert isinstance(result.exception, project_room.UnknownStageError)
+    assert isinstance(result.exception, NotFoundError)
 
 
 @pytest.mark.usefixtures("mlops")

@@ -19,7 +19,7 @@ from conftest import make_rows
 from rounds import rounds, soak
 
 from mlops_lib import data
-from mlops_lib.errors import MlopsError, WriteRefusedError
+from mlops_lib.errors import MlopsError, WriteError
 from mlops_lib.programs import batch
 from mlops_lib.project import Project
 
@@ -157,7 +157,7 @@ def test_a_full_disk_is_named_and_shows_nothing(project: Project, source: Path, 
                 file.flush()
 
     with mounted(tmp_path / "full", "size=6m") as folder:
-        with pytest.raises(WriteRefusedError, match=r"full/s.parquet': No space left on device"):
+        with pytest.raises(WriteError, match=r"full/s.parquet': No space left on device"):
             batch.score_table(project, 1, source, folder / "s.parquet", progress=fill)
         assert [file.name for file in folder.iterdir()] == ["other.bin"]
     record(11, ours="a batch on a full disk ends with a named error and leaves no file")
@@ -165,14 +165,14 @@ def test_a_full_disk_is_named_and_shows_nothing(project: Project, source: Path, 
 
 def test_a_disk_that_fills_with_keys_is_named_too(project: Project, source: Path, tmp_path: Path) -> None:
     with mounted(tmp_path / "full", "size=256k") as folder:
-        with pytest.raises(WriteRefusedError, match=r"No space left on device"):
+        with pytest.raises(WriteError, match=r"No space left on device"):
             batch.score_table(project, 1, source, folder / "s.parquet")
         assert list(folder.iterdir()) == []
 
 
 def test_a_folder_that_may_not_be_written_is_named(project: Project, source: Path, tmp_path: Path) -> None:
     with mounted(tmp_path / "sealed", "size=1m", "ro") as folder:
-        with pytest.raises(WriteRefusedError, match=r"sealed/s.parquet': Read-only file system"):
+        with pytest.raises(WriteError, match=r"sealed/s.parquet': Read-only file system"):
             batch.score_table(project, 1, source, folder / "s.parquet")
         assert list(folder.iterdir()) == []
 

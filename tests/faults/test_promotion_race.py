@@ -13,7 +13,7 @@ from rounds import rounds, soak
 from stages import aliases
 
 from mlops_lib import registry
-from mlops_lib.errors import HeadMovedError
+from mlops_lib.errors import RefusedError
 from mlops_lib.project import Project
 from mlops_lib.registry import moves
 from mlops_lib.tracking import store
@@ -70,7 +70,7 @@ def test_of_many_promoters_from_one_head_exactly_one_wins(
         told = [found[n] for found in answers]  # type: ignore[index]
         assert [answer for answer in told if isinstance(answer, registry.Entry)] == [entry]
         losers = [answer for answer in told if not isinstance(answer, registry.Entry)]
-        assert [type(loser) for loser in losers] == [HeadMovedError] * (N_PROCESSES - 1)
+        assert [(type(loser), loser.case) for loser in losers] == [(RefusedError, "head_moved")] * (N_PROCESSES - 1)
         assert all(str(entry) in str(loser) for loser in losers)
     assert aliases(project)["staging"] == entries[-1].version
     assert registry.check_ledger(project).passed

@@ -23,7 +23,7 @@ from mlflow.pyfunc import scoring_server
 from mlflow.types import ColSpec, Schema
 
 from mlops_lib import contracts, data
-from mlops_lib.errors import PayloadError
+from mlops_lib.errors import ServiceError
 from mlops_lib.programs import service
 
 ROW = {"x": 0.5, "k": 3, "flag": True, "cat": "a", "ts": "2024-01-01T12:00:00"}
@@ -72,7 +72,7 @@ def judge(body: str) -> str:
     """Return the rule that our service's own reading says a body breaks."""
     try:
         split = contracts.split_rows(CONTRACT, service.read_payload(body.encode()), source="json")
-    except PayloadError:
+    except ServiceError:
         return "payload"
     return str(split.bad["rule"].iloc[-1]) if len(split.bad) else ""
 

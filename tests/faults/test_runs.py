@@ -16,9 +16,10 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.tracking import MlflowClient
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from refusals import raises
 
 from mlops_lib import registry
-from mlops_lib.errors import PromotionRefusedError, RunNotFinishedError
+from mlops_lib.errors import ModelError, RefusedError
 from mlops_lib.project import Project
 from mlops_lib.registry.verify import check_store, repair_store
 from mlops_lib.tracking import store
@@ -68,7 +69,7 @@ def test_mlflow_alone_registers_a_model_that_was_never_logged(
     client.create_registered_model("plain")
     made = client.create_model_version("plain", source=f"models:/{model.model_id}", model_id=model.model_id)
     assert (made.status, model.status) == ("READY", LoggedModelStatus.PENDING)
-    with pytest.raises(RunNotFinishedError):
+    with raises(ModelError, "run"):
         registry.register(project, f"models:/{model.model_id}")
     record(21, plain="a model that was never logged is registered, READY", ours="refused, with the reason")
 
@@ -100,7 +101,7 @@ def test_a_training_process_that_is_killed_leaves_nothing_that_can_be_promoted(
     assert run.info.status == "KILLED"
     for model in client.search_logged_models([experiment_id]):
         assert model.status != LoggedModelStatus.PENDING
-        with pytest.raises(RunNotFinishedError):
+        with raises(ModelError, "run"):
             registry.register(project, f"models:/{model.model_id}")
     assert registry.list_versions(project) == []
     assert check_store(project).passed
@@ -132,7 +133,7 @@ def test_a_process_that_is_killed_between_version_and_ledger_leaves_a_version_th
     victim.join()
     assert victim.exitcode == -9, "the point was never reached"
     orphan = int(client.search_model_versions(f"name = '{project.name}'")[0].version)
-    with pytest.raises(PromotionRefusedError):
+    with raises(RefusedError, "promotion"):
         registry.promote(project, orphan, "staging", force=True, reason="try")
     repair_store(project)
     later = register_model(project)

@@ -13,9 +13,10 @@ from conftest import make_model, read_labelled, register_model
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from refusals import raises
 
 from mlops_lib import cli, registry, tracking
-from mlops_lib.errors import SignatureError, SigningKeyError
+from mlops_lib.errors import SignatureError
 from mlops_lib.models import signing
 from mlops_lib.project import Project, load_project
 
@@ -67,7 +68,7 @@ def test_a_trusted_key_that_is_none_trusts_nothing(pair: Pair) -> None:
     sign, _ = pair
     proof = sign("text").rpartition(":")[2]
     for broken in ("ed25519:", "ed25519:AAAA", "ed25519:%%"):
-        with pytest.raises(SignatureError):
+        with raises(SignatureError, "untrusted"):
             signing.raise_for_signature("text", f"{broken}:{proof}", [broken], subject="The text")
 
 
@@ -80,17 +81,17 @@ def test_a_private_key_is_its_owners_alone_and_not_written_over(tmp_path: Path) 
     path = signing.create_keys(tmp_path / "keys")
     assert path.stat().st_mode & 0o777 == 0o600
     before = path.read_bytes()
-    with pytest.raises(SigningKeyError, match="exists already"):
+    with pytest.raises(SignatureError, match="exists already"):
         signing.create_keys(tmp_path / "keys")
     assert path.read_bytes() == before
     path.chmod(0o640)
-    with pytest.raises(SigningKeyError, match=r"may be read by others \(mode 640"):
+    with pytest.raises(SignatureError, match=r"may be read by others \(mode 640"):
         signing.read_signer(path)
 
 
 def test_a_file_that_is_no_private_key_of_the_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "key"
-    with pytest.raises(SigningKeyError, match=r"cannot be read \(FileNotFoundError\)"):
+    with pytest.raises(SignatureError, match=r"cannot be read \(FileNotFoundError\)"):
         signing.read_signer(path)
     path.touch(mode=0o600)
     foreign = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -104,7 +105,7 @@ def test_a_file_that_is_no_private_key_of_the_kind_is_refused(tmp_path: Path) ->
         ),
     ):
         path.write_bytes(content)
-        with pytest.raises(SigningKeyError, match=reason):
+        with pytest.raises(SignatureError, match=reason):
             signing.read_signer(path)
     assert signing.read_signer(None) is None
 
@@ -150,7 +151,7 @@ def test_a_folder_of_trusted_keys_without_any_is_refused(
         (tmp_path / "keys").mkdir()
         (tmp_path / "keys/a.pub").write_text(content)
     monkeypatch.setenv("MLOPS_TRUSTED_KEYS", str(tmp_path / "keys"))
-    with pytest.raises(SigningKeyError, match="holds no public key"):
+    with pytest.raises(SignatureError, match="holds no public key"):
         load_project(write_project(tmp_path))
 
 
@@ -164,7 +165,7 @@ def test_a_logged_model_carries_the_signature_of_its_manifest(project: Project, 
     signature = mlflow.MlflowClient().get_logged_model(logged.model_id).tags[signing.MANIFEST_SIGNATURE_TAG]
     text = signing.manifest_text("toy", logged.digest)
     signing.raise_for_signature(text, signature, [pair[1]], subject="The model")
-    with pytest.raises(SignatureError):
+    with raises(SignatureError, "untrusted"):
         signing.raise_for_signature(signing.manifest_text("toy2", logged.digest), signature, [pair[1]], subject="It")
 
 
@@ -173,7 +174,7 @@ def test_a_key_that_cannot_be_used_stops_before_anything_is_logged(project: Proj
     X = rows[list(project.features)]
     model = make_model().fit(X, rows[project.target])
     keyed = replace(project, signing_key=tmp_path / "nowhere")
-    with tracking.start_run(keyed) as run, pytest.raises(SigningKeyError, match="Nothing was signed"):
+    with tracking.start_run(keyed) as run, pytest.raises(SignatureError, match="Nothing was signed"):
         tracking.log_model(keyed, model, X)
     assert not mlflow.MlflowClient().search_logged_models([run.info.experiment_id])
 

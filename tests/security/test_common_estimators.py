@@ -19,7 +19,7 @@ from estimators import MODELS, make_training, save_model
 from sklearn.pipeline import make_pipeline
 
 from mlops_lib import models, tracking
-from mlops_lib.errors import ModelFileError, UntrustedTypesError
+from mlops_lib.errors import ModelError, ModelFileError
 from mlops_lib.project import Project
 
 COMMON = (
@@ -122,13 +122,13 @@ def test_a_transformer_of_an_installed_package_works_once_the_project_names_it(
     model = make_pipeline(*steps, MODELS["logistic"]().steps[-1][1]).fit(X, y)
     own = ["toolbox_of_ours.Clip", "toolbox_of_ours.double"]
     with tracking.start_run(project):
-        with pytest.raises(UntrustedTypesError, match=r"toolbox_of_ours.Clip, toolbox_of_ours.double. If they belong"):
+        with pytest.raises(ModelError, match=r"toolbox_of_ours.Clip, toolbox_of_ours.double. If they belong"):
             tracking.log_model(project, model, X)
-        with pytest.raises(UntrustedTypesError, match=r"list: toolbox_of_ours.double. If they belong"):
+        with pytest.raises(ModelError, match=r"list: toolbox_of_ours.double. If they belong"):
             tracking.log_model(replace(project, trusted_types=(own[0],)), model, X)
         logged = tracking.log_model(replace(project, trusted_types=tuple(own)), model, X)
     folder = Path(folder_of(logged))
-    with pytest.raises(UntrustedTypesError, match=r"toolbox_of_ours.Clip"):
+    with pytest.raises(ModelError, match=r"toolbox_of_ours.Clip"):
         models.load_model_files(folder, models.compute_manifest(folder), name="The model")
     (found,) = reload([(str(folder), own)], X, tmp_path, path=site)
     np.testing.assert_array_equal(found, model.predict_proba(X)[:, 1])

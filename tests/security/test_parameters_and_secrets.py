@@ -15,11 +15,12 @@ import papermill
 import pytest
 from nbconvert import HTMLExporter
 from playwright.sync_api import Page, sync_playwright
+from refusals import raises
 from test_browser import CHROMIUM, FLAGS
 from test_notebooks import count_runs, last_run, write_notebook
 
 from mlops_lib import registry, tracking
-from mlops_lib.errors import NotebookCellError, ParameterValueError, UnknownParameterError
+from mlops_lib.errors import NotebookError, NotFoundError, ParameterError
 from mlops_lib.programs import notebooks
 from mlops_lib.project import Project
 from mlops_lib.report import Report, Row
@@ -70,13 +71,13 @@ def test_a_name_that_carries_code_an_unknown_one_and_a_wrong_type_run_nothing(
     assert sentinel.exists(), "papermill pastes names as they are"
     sentinel.unlink()
     papermill.execute_notebook(path, tmp_path / "out.ipynb", {"prnt": 1, "name": 5}, progress_bar=False)
-    for given, error in (
-        (names, UnknownParameterError),
-        ({"prnt": 1}, UnknownParameterError),
-        ({"alpha": "high"}, ParameterValueError),
-        ({"name": 5}, ParameterValueError),
+    for given, error, case in (
+        (names, NotFoundError, "parameter"),
+        ({"prnt": 1}, NotFoundError, "parameter"),
+        ({"alpha": "high"}, ParameterError, "value"),
+        ({"name": 5}, ParameterError, "value"),
     ):
-        with pytest.raises(error, match=r"Nothing was run"):
+        with raises(error, case):
             notebooks.run_notebook(project, path, given)
     assert not sentinel.exists()
     assert count_runs(project) == 0
@@ -115,7 +116,7 @@ def test_secrets_that_a_notebook_prints_returns_logs_and_raises_stay_in_no_file_
         "WEATHER_TOKEN": CANARY,
         "DATABASE_URL": f"postgresql://ada:{password}@db.example/mlflow",
     }
-    with pytest.raises(NotebookCellError) as error:
+    with raises(NotebookError, "cell") as error:
         notebooks.run_notebook(replace(project, environ=environment), path)
     assert last_run(project).info.status == "FAILED"
     for secret in (CANARY, password):

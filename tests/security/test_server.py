@@ -18,7 +18,7 @@ from mlflow.server import get_app_client
 from werkzeug.security import generate_password_hash
 
 from mlops_lib import registry
-from mlops_lib.errors import ModelFileError, StorePermissionError
+from mlops_lib.errors import ModelFileError, StoreError
 from mlops_lib.project import Project
 from mlops_lib.tracking import store
 
@@ -155,7 +155,7 @@ def test_an_account_may_look_but_moves_nothing_until_it_is_granted(
         as_ada.setenv("MLFLOW_TRACKING_USERNAME", "ada")
         as_ada.setenv("MLFLOW_TRACKING_PASSWORD", "twelve characters")
         assert registry.load_model(ours, made.version).digest == made.digest
-        with pytest.raises(StorePermissionError, match=r"does not let this account do that .*Permission denied"):
+        with pytest.raises(StoreError, match=r"does not let this account do that .*Permission denied"):
             promote()
     assert registry.current(ours, "staging") is None
     for experiment_id in experiments:

@@ -8,7 +8,7 @@ from conftest import read_labelled, register_model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mlops_lib import registry, tracking
-from mlops_lib.errors import PromotionRefusedError
+from mlops_lib.errors import RefusedError
 from mlops_lib.gates import check_gates
 from mlops_lib.project import Project
 from mlops_lib.registry.verdicts import VERDICT_FILE, VERDICT_TAG
@@ -29,13 +29,13 @@ def judge(project: Project, version: int) -> Report:
 def test_a_version_is_promoted_on_its_verdict_and_refused_without_one(any_store_project: Project) -> None:
     project = any_store_project
     version = register_model(project).version
-    with pytest.raises(PromotionRefusedError, match=r"there is no verdict on it"):
+    with pytest.raises(RefusedError, match=r"there is no verdict on it"):
         registry.promote(project, version, "staging")
     judge(project, version)
     client = store.connect(project.tracking_uri)
     run_id = client.get_model_version(project.name, str(version)).tags[VERDICT_TAG]
     get_artifact_repository(client.get_run(run_id).info.artifact_uri).delete_artifacts(VERDICT_FILE)
-    with pytest.raises(PromotionRefusedError, match=r"there is no verdict on it"):
+    with pytest.raises(RefusedError, match=r"there is no verdict on it"):
         registry.promote(project, version, "staging")
     verdict = judge(project, version)
     assert registry.promote(project, version, "staging").verdict == registry.verdict_digest(verdict)

@@ -21,7 +21,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OrdinalEncoder, TargetEncoder
 
-from mlops_lib.errors import NotCompilableError
+from mlops_lib.errors import NotExactError
 
 BLOCK_ROWS = 8192  # of these, everything a group of trees touches stays in the processor's cache
 GROUP_BYTES = 32  # numpy copies table rows of up to so many bytes by one instruction
@@ -97,26 +97,28 @@ class Boosting:
 
     Raises
     ------
-    NotCompilableError
+    NotExactError
         Several classes, native categories, trees without a split or of more than 63 leaves, or tables too large.
     """
 
     def __init__(self, model: Any) -> None:
         name = type(model).__name__
         if not isinstance(model, HistGradientBoostingClassifier | HistGradientBoostingRegressor):
-            raise NotCompilableError(f"{name} in batches", "histogram gradient boosting is")
+            raise NotExactError(what=f"{name} in batches", supported="histogram gradient boosting is")
         if model.n_trees_per_iteration_ != 1 or model.is_categorical_ is not None:
-            raise NotCompilableError(f"{name} of several classes or native categories", "two classes and numbers are")
+            raise NotExactError(
+                what=f"{name} of several classes or native categories", supported="two classes and numbers are"
+            )
         trees = [stage[0].nodes for stage in model._predictors]
         n_leaves = max(int(nodes["is_leaf"].sum()) for nodes in trees)
         self._n_leaves = next((n for n in _WORDS if n_leaves <= n), 0)
         if not self._n_leaves:
-            raise NotCompilableError(f"{name} with trees of {n_leaves} leaves", f"up to {max(_WORDS)} are")
+            raise NotExactError(what=f"{name} with trees of {n_leaves} leaves", supported=f"up to {max(_WORDS)} are")
         self._model, self._start = model, float(np.ravel(model._baseline_prediction)[0])
         inner = np.concatenate([nodes[nodes["is_leaf"] == 0] for nodes in trees])
         used = np.unique(inner["feature_idx"]).tolist()
         if not used:
-            raise NotCompilableError(f"{name} without a split", "trees are")
+            raise NotExactError(what=f"{name} without a split", supported="trees are")
         self._thresholds = {f: np.unique(inner["num_threshold"][inner["feature_idx"] == f]) for f in used}
         word = np.dtype(_WORDS[self._n_leaves][0])
         self._width = GROUP_BYTES // word.itemsize
@@ -127,7 +129,7 @@ class Boosting:
             if size <= MAX_TABLE_BYTES:
                 break
         else:
-            raise NotCompilableError(f"{name} with tables of {size} bytes", f"up to {MAX_TABLE_BYTES} are")
+            raise NotExactError(what=f"{name} with tables of {size} bytes", supported=f"up to {MAX_TABLE_BYTES} are")
         self._groups = [self._tabulate(trees[i : i + self._width]) for i in range(0, len(trees), self._width)]
 
     def _n_places(self, f: int) -> int:
@@ -240,7 +242,7 @@ def write_batches(model: Any) -> Callable[[pd.DataFrame], Floats]:
 
     Raises
     ------
-    NotCompilableError
+    NotExactError
     """
     steps = [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
     steps = [step for step in steps if not (step is None or isinstance(step, str))]  # "passthrough"

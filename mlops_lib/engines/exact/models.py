@@ -39,7 +39,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTre
 
 from mlops_lib.engines.exact.source import FLOAT32_MAX, Column, Lookup, Matrix, Source, literal
 from mlops_lib.engines.exact.transforms import write_encoder
-from mlops_lib.errors import NotCompilableError
+from mlops_lib.errors import NotExactError
 
 # Python allows 100 levels of indentation; compiling so many nodes takes a second and some 100 MB (ci/bench compiled).
 MAX_DEPTH = 80
@@ -51,11 +51,13 @@ def write_model(source: Source, model: Any, matrix: Matrix) -> None:
 
     Raises
     ------
-    NotCompilableError
+    NotExactError
     """
     write = _WRITERS.get(type(model))
     if write is None:
-        raise NotCompilableError(type(model).__name__, f"models are {', '.join(t.__name__ for t in _WRITERS)}")
+        raise NotExactError(
+            what=type(model).__name__, supported=f"models are {', '.join(t.__name__ for t in _WRITERS)}"
+        )
     for column in matrix.columns:
         if column.lookup is None and not column.is_text:
             column.number()
@@ -85,13 +87,15 @@ def _linear(source: Source, model: Any, matrix: Matrix) -> None:
     coef = np.asarray(model.coef_)
     intercept = np.atleast_1d(np.asarray(model.intercept_, dtype=np.float64))
     if coef.dtype != np.float64 or not (coef.flags.c_contiguous or coef.flags.f_contiguous):
-        raise NotCompilableError(f"{type(model).__name__} with {coef.dtype} coefficients", "contiguous float64 are")
+        raise NotExactError(
+            what=f"{type(model).__name__} with {coef.dtype} coefficients", supported="contiguous float64 are"
+        )
     is_classifier = isinstance(model, LogisticRegression)
     if not is_classifier and coef.ndim > 1:
-        raise NotCompilableError(f"{type(model).__name__} of several targets", "one target is")
+        raise NotExactError(what=f"{type(model).__name__} of several targets", supported="one target is")
     _refuse_missing(source, [column for column in matrix.columns if column.lookup is None])
     if any(column.bound > 1e300 for column in matrix.columns):
-        raise NotCompilableError("a scale near zero", "values stay finite with a larger one")
+        raise NotExactError(what="a scale near zero", supported="values stay finite with a larger one")
     write = _sparse_scores if matrix.is_sparse else _dense_scores
     scores = write(source, matrix.columns, coef, np.broadcast_to(intercept, len(np.atleast_2d(coef))))
     if is_classifier:
@@ -172,7 +176,7 @@ class _Tree:
             lines += [pad + line for line in self.leaf(node)]
             return
         if depth >= MAX_DEPTH:
-            raise NotCompilableError(f"a tree deeper than {MAX_DEPTH}", f"one with max_depth={MAX_DEPTH} is")
+            raise NotExactError(what=f"a tree deeper than {MAX_DEPTH}", supported=f"one with max_depth={MAX_DEPTH} is")
         lines.append(f"{pad}if {self.condition(node)}:")
         self.write(lines, self.left[node], depth + 1)
         lines.append(f"{pad}else:")
@@ -181,7 +185,7 @@ class _Tree:
 
 def _raise_for_size(model: Any, n_nodes: int) -> None:
     if n_nodes > MAX_NODES:
-        raise NotCompilableError(f"{type(model).__name__} of {n_nodes} nodes", f"one of up to {MAX_NODES} is")
+        raise NotExactError(what=f"{type(model).__name__} of {n_nodes} nodes", supported=f"one of up to {MAX_NODES} is")
 
 
 def float32_threshold(threshold: float) -> float:
@@ -238,11 +242,11 @@ def _forest(source: Source, model: Any, matrix: Matrix) -> None:
     trees = getattr(model, "estimators_", [model])
     if getattr(model, "n_jobs", None) not in (None, 1):
         what = f"{type(model).__name__} with n_jobs={model.n_jobs}"
-        raise NotCompilableError(
-            what, "its trees are added in the order in which threads end; after fit, n_jobs=None is"
+        raise NotExactError(
+            what=what, supported="its trees are added in the order in which threads end; after fit, n_jobs=None is"
         )
     if model.n_outputs_ != 1:
-        raise NotCompilableError(f"{type(model).__name__} of several targets", "one target is")
+        raise NotExactError(what=f"{type(model).__name__} of several targets", supported="one target is")
     _raise_for_size(model, sum(tree.tree_.node_count for tree in trees))
     missing = bool(trees[0]._support_missing_values(np.zeros((1, 1)))) and not matrix.is_sparse
     columns = _prepare_classic(source, matrix, [tree.tree_ for tree in trees], missing=missing)
@@ -267,8 +271,8 @@ def _forest(source: Source, model: Any, matrix: Matrix) -> None:
 
 def _gradient_boosting(source: Source, model: Any, matrix: Matrix) -> None:
     if not isinstance(model.init_, str | DummyClassifier | DummyRegressor):
-        raise NotCompilableError(
-            f"{type(model).__name__} with init={type(model.init_).__name__}", "a constant start is"
+        raise NotExactError(
+            what=f"{type(model).__name__} with init={type(model.init_).__name__}", supported="a constant start is"
         )
     trees = [[tree.tree_ for tree in stage] for stage in model.estimators_]
     flat = [tree for stage in trees for tree in stage]
@@ -296,7 +300,9 @@ def _gradient_boosting(source: Source, model: Any, matrix: Matrix) -> None:
 
 def _hist_gradient_boosting(source: Source, model: Any, matrix: Matrix) -> None:
     if matrix.is_sparse:
-        raise NotCompilableError(f"{type(model).__name__} of a sparse matrix", "a dense one is (sparse_output=False)")
+        raise NotExactError(
+            what=f"{type(model).__name__} of a sparse matrix", supported="a dense one is (sparse_output=False)"
+        )
     stages = model._predictors
     _raise_for_size(model, sum(len(tree.nodes) for stage in stages for tree in stage))
     columns = matrix.columns

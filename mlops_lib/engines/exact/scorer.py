@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 from mlops_lib.engines.exact.models import write_model
 from mlops_lib.engines.exact.source import Source
 from mlops_lib.engines.exact.transforms import read_inputs, write_transformer
-from mlops_lib.errors import NotCompilableError
+from mlops_lib.errors import NotExactError
 
 # A scorer is faster than the pipeline up to 300 rows or more with every model that was measured (ci/bench compiled).
 MAX_ROWS = 100
@@ -105,11 +105,11 @@ def generate(model: Any, dtypes: Mapping[str, str]) -> Scorer:
 
     Raises
     ------
-    NotCompilableError
+    NotExactError
         Naming the first part that has no exact scorer.
     """
     if not all(isinstance(name, str) for name in dtypes):
-        raise NotCompilableError("columns without names", "a DataFrame with names is")
+        raise NotExactError(what="columns without names", supported="a DataFrame with names is")
     source, types = Source(), dict(dtypes)
     matrix = read_inputs(source, types)
     steps = [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]

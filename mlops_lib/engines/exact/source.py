@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlops_lib.errors import NotCompilableError
+from mlops_lib.errors import NotExactError
 
 # Larger numbers go to the pipeline, which may refuse them: sums, scales and float32 stay finite below this.
 LIMIT = 1e30
@@ -156,11 +156,11 @@ class Column:
 
         Raises
         ------
-        NotCompilableError
+        NotExactError
             For text.
         """
         if self.is_text:
-            raise NotCompilableError("a model that takes text", "only an encoder makes numbers of it")
+            raise NotExactError(what="a model that takes text", supported="only an encoder makes numbers of it")
         return self.name()
 
     def derive(self, template: str, bound: float) -> Column:
@@ -242,9 +242,9 @@ class Lookup:
         """Return the variable that holds the one column, or the tuple of them all."""
         if not self._row:
             if self.width * len(self.cells) > MAX_TABLE_CELLS:
-                raise NotCompilableError(
-                    f"an encoder of {len(self.cells)} categories in {self.width} columns",
-                    f"a table may have {MAX_TABLE_CELLS} cells",
+                raise NotExactError(
+                    what=f"an encoder of {len(self.cells)} categories in {self.width} columns",
+                    supported=f"a table may have {MAX_TABLE_CELLS} cells",
                 )
             write, wrap = (_sparse, f"rows({self.width}, {{}})") if self.width > 1 else (_single, "{}")
             rows = {key: None if row is None else write(row) for key, row in self.cells.items()}

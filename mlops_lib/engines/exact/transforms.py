@@ -24,7 +24,7 @@ from sklearn.preprocessing import (
 )
 
 from mlops_lib.engines.exact.source import LIMIT, Column, Key, Lookup, Matrix, Source, literal
-from mlops_lib.errors import NotCompilableError
+from mlops_lib.errors import NotExactError
 
 
 def read_inputs(source: Source, dtypes: dict[str, str]) -> Matrix:
@@ -38,7 +38,9 @@ def _input(source: Source, variable: str, name: str, dtype: str) -> Column:
     if not is_text and dtype != "float64" and not dtype.startswith(("int", "uint", "bool")):
 
         def refuse() -> str:
-            raise NotCompilableError(f"column '{name}' of type {dtype}", "float64, integers, bool and strings are")
+            raise NotExactError(
+                what=f"column '{name}' of type {dtype}", supported="float64, integers, bool and strings are"
+            )
 
         return Column(source, refuse, feature=name)
 
@@ -65,15 +67,19 @@ def write_transformer(source: Source, step: Any, matrix: Matrix) -> Matrix:
 
     Raises
     ------
-    NotCompilableError
+    NotExactError
     """
     if step is None or step == "passthrough":
         return matrix
     write = _WRITERS.get(type(step))
     if write is None:
-        raise NotCompilableError(type(step).__name__, f"transformers are {', '.join(t.__name__ for t in _WRITERS)}")
+        raise NotExactError(
+            what=type(step).__name__, supported=f"transformers are {', '.join(t.__name__ for t in _WRITERS)}"
+        )
     if matrix.is_sparse and not isinstance(step, Pipeline | FunctionTransformer):
-        raise NotCompilableError(f"{type(step).__name__} of a sparse matrix", "a dense one is (sparse_output=False)")
+        raise NotExactError(
+            what=f"{type(step).__name__} of a sparse matrix", supported="a dense one is (sparse_output=False)"
+        )
     return write(source, step, matrix)
 
 
@@ -85,7 +91,7 @@ def _pipeline(source: Source, step: Pipeline, matrix: Matrix) -> Matrix:
 
 def _column_transformer(source: Source, step: ColumnTransformer, matrix: Matrix) -> Matrix:
     if step.transformer_weights:
-        raise NotCompilableError("ColumnTransformer with transformer_weights", "one without is")
+        raise NotExactError(what="ColumnTransformer with transformer_weights", supported="one without is")
     names = list(getattr(step, "feature_names_in_", [])) or None
     at = [matrix.names.index(name) for name in names] if names and matrix.names else range(len(matrix.columns))
     columns: list[Column] = []
@@ -94,7 +100,7 @@ def _column_transformer(source: Source, step: ColumnTransformer, matrix: Matrix)
         if transformer == "drop" or not len(positions):
             continue
         if isinstance(chosen, str | int):
-            raise NotCompilableError(f"a single column {chosen!r} outside a list", f"[{chosen!r}] is")
+            raise NotExactError(what=f"a single column {chosen!r} outside a list", supported=f"[{chosen!r}] is")
         part = Matrix([matrix.columns[at[i]] for i in positions], names and [names[i] for i in positions])
         columns += write_transformer(source, transformer, part).columns
     return Matrix(columns, is_sparse=step.sparse_output_)
@@ -102,20 +108,20 @@ def _column_transformer(source: Source, step: ColumnTransformer, matrix: Matrix)
 
 def _function(_: Source, step: FunctionTransformer, matrix: Matrix) -> Matrix:
     if step.func is not None:
-        raise NotCompilableError("FunctionTransformer with a function", "one without is")
+        raise NotExactError(what="FunctionTransformer with a function", supported="one without is")
     return matrix
 
 
 def _imputer(source: Source, step: SimpleImputer, matrix: Matrix) -> Matrix:
     if not (isinstance(step.missing_values, float) and math.isnan(step.missing_values)):
-        raise NotCompilableError(f"SimpleImputer with missing_values={step.missing_values!r}", "NaN is")
+        raise NotExactError(what=f"SimpleImputer with missing_values={step.missing_values!r}", supported="NaN is")
     made = []
     for column, value in zip(matrix.columns, step.statistics_, strict=True):
         if pd.isna(value):  # nothing was known in training: the column goes
             column.name()
         elif column.is_text != isinstance(value, str) or (column.is_text and step.add_indicator):
-            raise NotCompilableError(
-                f"SimpleImputer that fills in {value!r}", "strings for strings, without a flag, are"
+            raise NotExactError(
+                what=f"SimpleImputer that fills in {value!r}", supported="strings for strings, without a flag, are"
             )
         elif column.is_text:
             made.append(_filled(source, column, repr(str(value)), 0.0))
@@ -168,7 +174,7 @@ def _robust(_: Source, step: RobustScaler, matrix: Matrix) -> Matrix:
 
 def _max_abs(_: Source, step: MaxAbsScaler, matrix: Matrix) -> Matrix:
     if getattr(step, "clip", False):
-        raise NotCompilableError("MaxAbsScaler with clip", "one without is")
+        raise NotExactError(what="MaxAbsScaler with clip", supported="one without is")
     return _scale(matrix, ("/", step.scale_))
 
 
@@ -201,13 +207,13 @@ def write_encoder(source: Source, step: Any, matrix: Matrix) -> Matrix:
     """
     dtype = np.dtype(getattr(step, "dtype", np.float64))
     if dtype != np.float64 and dtype.kind not in "iu":
-        raise NotCompilableError(f"{type(step).__name__} with dtype {dtype}", "float64 is")
+        raise NotExactError(what=f"{type(step).__name__} with dtype {dtype}", supported="float64 is")
     known = [_keys(step, column, i) for i, column in enumerate(matrix.columns)]
     others = [_unseen(keys) for keys in known]
     longest = max(len(keys) for keys in known)
     table = _ask(step, [[*keys, *[keys[0]] * (longest - len(keys))] for keys in known], matrix)
     if table is None:
-        raise NotCompilableError(f"{type(step).__name__} that refuses its own categories", "others are")
+        raise NotExactError(what=f"{type(step).__name__} that refuses its own categories", supported="others are")
     lookups, start = [], 0
     for i, (column, keys) in enumerate(zip(matrix.columns, known, strict=True)):
         end = start + _width(step, i)
@@ -231,7 +237,9 @@ def _keys(step: Any, column: Column, i: int) -> list[Any]:
         return keys
     if not column.is_text and keys and all(isinstance(k, int | float) for k in keys):
         return [float(k) for k in keys]
-    raise NotCompilableError(f"{type(step).__name__} of categories of several types or none", "all of one type are")
+    raise NotExactError(
+        what=f"{type(step).__name__} of categories of several types or none", supported="all of one type are"
+    )
 
 
 def _unseen(keys: Sequence[Any]) -> Any:

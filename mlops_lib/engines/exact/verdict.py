@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline
 
 from mlops_lib.engines.exact.batches import write_batches
 from mlops_lib.engines.exact.scorer import Scorer, generate, predict
-from mlops_lib.errors import NotCompilableError
+from mlops_lib.errors import NotExactError
 
 SINGLE_ROWS = 20  # called one by one with the whole pipeline, 3 ms each
 THRESHOLDS = 10
@@ -174,7 +174,7 @@ def prove(model: Any, rows: pd.DataFrame) -> dict[str, Any]:
         cases = pd.concat([rows, make_edge_cases(scorer, rows)], ignore_index=True)
         cases = cases.astype(dtypes)
         found = check_exact(scorer, cases)
-    except NotCompilableError as error:
+    except NotExactError as error:
         return {"equal": False, "reason": str(error)}
     except Exception as error:  # noqa: BLE001 - no fault of this shortcut may keep a model from being logged
         return {"equal": False, "reason": f"{type(error).__name__}: {error}"}
@@ -207,7 +207,7 @@ def scorer_for(model: Any, verdict: Mapping[str, Any]) -> Scorer | None:
         return None
     try:
         scorer = generate(model, verdict["dtypes"])
-    except NotCompilableError:
+    except NotExactError:
         return None
     return scorer if scorer.sha256 == verdict["sha256"] else None
 
@@ -231,7 +231,7 @@ def _is_exact_in_batches(model: Any, rows: pd.DataFrame) -> bool:
             warnings.simplefilter("ignore")  # about unknown categories, which are here on purpose
             theirs = predict(model, rows)
             ours = score(rows)
-    except (NotCompilableError, ValueError):
+    except (NotExactError, ValueError):
         return False
     return not _differ(ours.reshape(-1, 1), theirs[:, 1] if theirs.ndim > 1 else theirs)
 

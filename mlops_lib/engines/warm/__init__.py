@@ -45,7 +45,7 @@ with contextlib.suppress(ImportError):  # Windows has neither; there kernels are
     import resource
 
 from mlops_lib.engines.warm.server import is_readable
-from mlops_lib.errors import RuntimeDirectoryError, WarmKernelError
+from mlops_lib.errors import WarmKernelError
 
 KERNEL_NAME = "mlops"
 PROVISIONER_NAME = "mlops-warm"
@@ -118,7 +118,7 @@ def runtime_directory() -> Path:
 
     Raises
     ------
-    RuntimeDirectoryError
+    WarmKernelError
         When it belongs to somebody else, others may enter it, or its path is too long for a socket.
     """
     given, session = os.environ.get("MLOPS_RUNTIME_DIR"), os.environ.get("XDG_RUNTIME_DIR")
@@ -130,18 +130,18 @@ def runtime_directory() -> Path:
         directory = Path(tempfile.gettempdir(), f"mlops-{os.getuid()}")
     if len(os.fsencode(directory)) > 80:
         reason = "has more than the 80 characters that leave room for a socket"
-        raise RuntimeDirectoryError(path=directory, reason=reason)
+        raise WarmKernelError("folder", path=directory, reason=reason)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = directory.lstat()
     except OSError as error:
-        raise RuntimeDirectoryError(path=directory, reason=f"cannot be made ({error.strerror})") from None
+        raise WarmKernelError("folder", path=directory, reason=f"cannot be made ({error.strerror})") from None
     if not stat.S_ISDIR(facts.st_mode):
-        raise RuntimeDirectoryError(path=directory, reason="is not a folder")
+        raise WarmKernelError("folder", path=directory, reason="is not a folder")
     if facts.st_uid != os.getuid():
-        raise RuntimeDirectoryError(path=directory, reason=f"belongs to user {facts.st_uid}, not to {os.getuid()}")
+        raise WarmKernelError("folder", path=directory, reason=f"belongs to user {facts.st_uid}, not to {os.getuid()}")
     if facts.st_mode & 0o077:
-        raise RuntimeDirectoryError(path=directory, reason=f"has mode {facts.st_mode & 0o777:o}, needs 700")
+        raise WarmKernelError("folder", path=directory, reason=f"has mode {facts.st_mode & 0o777:o}, needs 700")
     return directory
 
 
@@ -187,7 +187,7 @@ def start_server(directory: Path, key: str, python: Sequence[str], env: Mapping[
         if is_held(directory / f"{key}.json"):
             return
         if failed.exists() and time.time() - failed.stat().st_mtime <= RETRY_AFTER_S:
-            raise WarmKernelError(reason=failed.read_text())
+            raise WarmKernelError("fork", reason=failed.read_text())
         for record in directory.glob("*.json"):
             if not is_held(record):  # its server was killed
                 record.with_suffix(".sock").unlink(missing_ok=True)
@@ -210,7 +210,7 @@ def start_server(directory: Path, key: str, python: Sequence[str], env: Mapping[
         if "pid" not in answer:
             silent = "it ended without a word" if answered else f"it was not done after {PRELOAD_TIMEOUT_S:.0f} s"
             failed.write_text(f"the preload failed: {answer.get('error', silent)}; see '{log}'")
-            raise WarmKernelError(reason=failed.read_text())
+            raise WarmKernelError("fork", reason=failed.read_text())
 
 
 def prepare(kernel_name: str = "python3") -> threading.Thread | None:
@@ -229,7 +229,7 @@ def prepare(kernel_name: str = "python3") -> threading.Thread | None:
         return None
 
     def start() -> None:
-        with contextlib.suppress(WarmKernelError, RuntimeDirectoryError, OSError):
+        with contextlib.suppress(WarmKernelError, OSError):
             directory, key = runtime_directory(), compute_key(python, env)
             if not is_held(directory / f"{key}.json"):
                 start_server(directory, key, python, env)
@@ -254,7 +254,7 @@ def make_kernel_directory() -> tuple[Path, int]:
     Folders whose holder has died, and with it the lock, are removed on the way.
     """
     if not is_supported():
-        raise WarmKernelError(reason=f"kernels cannot be forked on {sys.platform}")
+        raise WarmKernelError("fork", reason=f"kernels cannot be forked on {sys.platform}")
     directory = runtime_directory()
     for folder in directory.glob("k-*"):
         with contextlib.suppress(OSError):

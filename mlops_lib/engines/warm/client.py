@@ -20,7 +20,7 @@ from typing import Any
 
 from mlops_lib.engines import warm
 from mlops_lib.engines.warm.server import is_readable, receive, send
-from mlops_lib.errors import CommandLostError, RuntimeDirectoryError, WarmKernelError
+from mlops_lib.errors import WarmKernelError
 
 ANSWER_TIMEOUT_S = 30.0
 COMMAND_TIMEOUT_S = 5.0  # a person waits for it
@@ -102,13 +102,13 @@ def fork(
     except (OSError, EOFError) as error:
         connection.close()
         what = "did not answer in time" if isinstance(error, TimeoutError) else "ended without an answer"
-        raise WarmKernelError(reason=f"its server {what}") from None
+        raise WarmKernelError("fork", reason=f"its server {what}") from None
     except BaseException:
         connection.close()
         raise
     if "pid" not in answer:
         connection.close()
-        raise WarmKernelError(reason=f"the fork failed: {answer.get('error', answer)}")
+        raise WarmKernelError("fork", reason=f"the fork failed: {answer.get('error', answer)}")
     connection.settimeout(None)
     return WarmProcess(connection, answer["pid"])
 
@@ -120,7 +120,7 @@ def run_command() -> int | None:
 
     Raises
     ------
-    CommandLostError
+    WarmKernelError
         When the server ended before the command, which was killed with it.
     """
     python = warm.find_python()
@@ -137,11 +137,11 @@ def run_command() -> int | None:
         process = fork(warm.runtime_directory(), key, request, (), timeout_s=COMMAND_TIMEOUT_S)
         _forward_signals(process)
         send(process.connection, {}, (0, 1, 2))  # only now it begins
-    except (WarmKernelError, RuntimeDirectoryError, OSError):
+    except (WarmKernelError, OSError):
         return None
     code = process.wait()
     if process.is_lost:
-        raise CommandLostError(" ".join(["mlops", *sys.argv[1:]]))
+        raise WarmKernelError("command", command=" ".join(["mlops", *sys.argv[1:]]))
     return code
 
 

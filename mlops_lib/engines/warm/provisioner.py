@@ -28,7 +28,7 @@ from jupyter_core.utils import ensure_async, run_sync
 
 from mlops_lib.engines import warm
 from mlops_lib.engines.warm.client import WarmProcess, fork
-from mlops_lib.errors import RuntimeDirectoryError, WarmKernelError
+from mlops_lib.errors import WarmKernelError
 
 _explained: set[str] = set()
 
@@ -46,7 +46,7 @@ class WarmProvisioner(LocalProvisioner):
         if self.folder is None and manager is not None and _is_ours(self.kernel_spec.argv):
             try:
                 self.folder, self.lock = warm.make_kernel_directory()
-            except (WarmKernelError, RuntimeDirectoryError) as error:
+            except WarmKernelError as error:
                 explain(error)
             else:
                 manager.client_factory = _quick(manager.client_factory)
@@ -61,7 +61,7 @@ class WarmProvisioner(LocalProvisioner):
         try:
             # In a thread, because a server may have to be started first, which takes seconds.
             self.process = await asyncio.to_thread(fork_kernel, cmd, **self._scrub_kwargs(kwargs))
-        except (WarmKernelError, RuntimeDirectoryError) as error:
+        except WarmKernelError as error:
             explain(error)
             return await super().launch_kernel(cmd, **kwargs)
         self.pid = self.pgid = self.process.pid
@@ -125,7 +125,7 @@ def fork_kernel(
     """
     unusual = [name for name, value in others.items() if value is not None and (name, value) != ("independent", False)]
     if unusual:
-        raise WarmKernelError(reason=f"the caller asks for {', '.join(unusual)}, which a fork cannot give")
+        raise WarmKernelError("fork", reason=f"the caller asks for {', '.join(unusual)}, which a fork cannot give")
     module = list(cmd).index("-m")
     python, argv = [sys.executable, *cmd[1:module]], cmd[module + 2 :]
     directory = warm.runtime_directory()
@@ -173,7 +173,9 @@ def _open_stream(stream: Any, default: int, stack: contextlib.ExitStack) -> int:
     if stream == subprocess.DEVNULL:
         return stack.enter_context(Path(os.devnull).open("r+b", buffering=0)).fileno()
     if stream in (subprocess.PIPE, subprocess.STDOUT):
-        raise WarmKernelError(reason="the caller asks for a pipe to the kernel's output, which a fork does not give")
+        raise WarmKernelError(
+            "fork", reason="the caller asks for a pipe to the kernel's output, which a fork does not give"
+        )
     if stream is not None:
         return stream if isinstance(stream, int) else int(stream.fileno())
     try:

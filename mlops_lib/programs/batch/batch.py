@@ -19,7 +19,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from mlops_lib import contracts, registry
-from mlops_lib.errors import BatchFailedError, BatchRefusedError, VersionsOutputError
+from mlops_lib.errors import BatchError
 from mlops_lib.programs.batch import keys as key_room
 from mlops_lib.programs.batch.result import ScoreResult, read_libraries
 from mlops_lib.programs.batch.rows import Scored, Scorer
@@ -62,10 +62,9 @@ def score_table(
 
     Raises
     ------
-    BatchRefusedError, BatchFailedError, OutputTakenError, InputChangedError, MissingColumnsError,
-    RepeatedColumnsError, TableFileError,
-    EmptyTableError, SqlTableError, TableAddressError, WriteRefusedError, ModelFileError
-        Nothing was written.
+    BatchError, TableError, WriteError, ModelFileError
+        For more bad rows than the contract allows or a table that breaks it as a whole, an output that is taken or
+        cannot be written, an input that cannot be read, lacks columns or changes meanwhile. Nothing was written.
     """
     return score_versions(project, [version], input_path, output_path, rows=rows, progress=progress)[0]
 
@@ -86,14 +85,14 @@ def score_versions(
 
     Raises
     ------
-    VersionsOutputError
+    BatchError
         One file was named for several versions; and whatever :func:`score_table` raises. Nothing was written.
     """
     started = time.monotonic()
     releases = load_releases(project, versions)
     outputs = [name_output(output_path, release.version) for release in releases]
     if len(set(map(str, outputs))) < len(releases) and split_address(output_path) is None:
-        raise VersionsOutputError(str(output_path), tuple(release.version for release in releases))
+        raise BatchError("one_output", output=str(output_path), versions=tuple(release.version for release in releases))
     scored_at = datetime.now(UTC).replace(microsecond=0)
     jobs = [Job(make_scorer(release, project, scored_at), release) for release in releases]
     with contextlib.ExitStack() as stack:
@@ -141,11 +140,18 @@ class Job:
         """Raise if too many rows are bad, or if the whole table (a sample may differ) breaks the contract."""
         contract, n_bad = self.scorer.contract, self.n_rows - self.n_scored
         if n_bad > contract.max_bad_share * self.n_rows:
-            raise BatchRefusedError(name, n_bad, self.n_rows, contract.max_bad_share, dict(self.rules))
+            raise BatchError(
+                "bad_rows",
+                path=name,
+                n_bad=n_bad,
+                n_rows=self.n_rows,
+                max_bad_share=contract.max_bad_share,
+                rules=[f"{rule} ({count})" for rule, count in self.rules.most_common()],
+            )
         report = self.tally.report(contract)
         failures = tuple(f"{row.name}: {row.reason}" for row in report.rows if row.status == "failed")
         if is_whole and failures:
-            raise BatchFailedError(name, failures)
+            raise BatchError("bad_table", path=name, failures=failures)
 
 
 def load_releases(project: Project, versions: Sequence[int | str]) -> list[Release]:

@@ -56,10 +56,10 @@ def explained(master: str) -> Iterator[None]:
         from py4j.protocol import Py4JError  # noqa: PLC0415
         from pyspark.errors import PySparkException  # noqa: PLC0415
     except ImportError as error:
-        raise SparkError(master, f"it is not installed ({error})") from error
+        raise SparkError(master=master, reason=f"it is not installed ({error})") from error
     try:
         yield
     except (PySparkException, Py4JError) as error:  # the latter for a task that was cancelled
         lines = [line.removeprefix(": ") for line in str(error).splitlines()]
         lines = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)] or lines
-        raise SparkError(master, lines[0].strip().rstrip(".")) from error
+        raise SparkError(master=master, reason=lines[0].strip().rstrip(".")) from error

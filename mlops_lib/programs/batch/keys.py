@@ -34,7 +34,7 @@ def find_repeated(read: Callable[[], Iterable[pd.DataFrame]], folder: Path | Non
 
     Raises
     ------
-    WriteRefusedError
+    WriteError
         There was no room for 8 bytes a row.
     """
     # Closing the files fails too, when there is no room for what they still hold.

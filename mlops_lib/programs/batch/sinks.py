@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from mlops_lib import data
-from mlops_lib.errors import OutputTakenError, listed
+from mlops_lib.errors import BatchError, listed
 from mlops_lib.programs.batch import sql
 from mlops_lib.programs.batch.result import ScoreResult
 from mlops_lib.programs.batch.sources import FolderSource, split_address
@@ -112,7 +112,7 @@ class FileSink:
 
     def __init__(self, path: Path) -> None:
         if path.suffix != ".parquet":
-            raise OutputTakenError(path, "its name does not end in .parquet")
+            raise BatchError("output", path=path, reason="its name does not end in .parquet")
         self.path, self.name = path, str(path)
         self.places = {"good": path, "bad": quarantine_path(path), "account": manifest_path(path)}
         self._rows: dict[str, _Rows] = {}
@@ -126,13 +126,13 @@ class FileSink:
         try:
             account = ScoreResult(**json.loads(manifest_path(self.path).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            raise OutputTakenError(self.path, "it was not written by a finished batch") from None
+            raise BatchError("output", path=self.path, reason="it was not written by a finished batch") from None
         if (account.digest, account.input_fingerprint, account.rows) != (release.digest, fingerprint, rows):
             first = f"the first {account.n_rows} rows of " if account.rows is not None else ""
             reason = f"it holds predictions of version {account.version} for {first}'{account.input}'"
-            raise OutputTakenError(self.path, reason)
+            raise BatchError("output", path=self.path, reason=reason)
         if fingerprint_path(self.path) != account.output_fingerprint:
-            raise OutputTakenError(self.path, "it has been changed since it was written")
+            raise BatchError("output", path=self.path, reason="it has been changed since it was written")
         return replace(account, already_done=True)
 
     def open(self) -> Path:
@@ -235,7 +235,7 @@ def _open_draft(path: Path) -> IO[bytes]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise OutputTakenError(path, "another process is scoring to it at this moment") from None
+            raise BatchError("output", path=path, reason="another process is scoring to it at this moment") from None
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(file.fileno()).st_ino == draft.stat().st_ino:
                 file.truncate(0)
@@ -254,7 +254,7 @@ class SqlSink:
         self.name = sql.name_table(url, table)
         self._rows: dict[str, _Rows] = {}
         if not table.replace(".", "_").isidentifier():
-            raise OutputTakenError(self.name, "predictions go to a table, and that is no name of one")
+            raise BatchError("output", path=self.name, reason="predictions go to a table, and that is no name of one")
 
     def find_done(self, release: Release, fingerprint: str, rows: int | None) -> ScoreResult | None:
         """Look for the account of the same batch."""
@@ -268,7 +268,9 @@ class SqlSink:
         inspector, (schema, name) = sa.inspect(connection), self._split()
         if not inspector.has_table(f"{name}_batches", schema=schema):
             if inspector.has_table(name, schema=schema):
-                raise OutputTakenError(self.name, f"the table is there, and no '{name}_batches' that accounts for it")
+                raise BatchError(
+                    "output", path=self.name, reason=f"the table is there, and no '{name}_batches' that accounts for it"
+                )
             return None
         batches = self._batches(sa.MetaData())
         found = connection.execute(sa.select(batches.c.account).where(batches.c.batch == key)).scalar()
@@ -336,7 +338,7 @@ class SqlSink:
             have = {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
             if have != set(table.c.keys()):
                 reason = f"the table has columns {listed(sorted(have))}, these rows {listed(sorted(table.c.keys()))}"
-                raise OutputTakenError(self.name, reason)
+                raise BatchError("output", path=self.name, reason=reason)
 
     def _batches(self, metadata: sa.MetaData) -> sa.Table:
         schema, name = self._split()

@@ -21,13 +21,9 @@ import sqlalchemy as sa
 
 from mlops_lib import data
 from mlops_lib.errors import (
-    EmptyTableError,
-    InputChangedError,
-    MissingColumnsError,
-    RepeatedColumnsError,
-    TableAddressError,
-    TableFileError,
-    TableNotFoundError,
+    BatchError,
+    NotFoundError,
+    TableError,
 )
 from mlops_lib.programs.batch import sql
 from mlops_lib.tracking import store
@@ -56,7 +52,7 @@ class Source(Protocol):
         """Raise unless each needed column is there, once."""
 
     def raise_if_changed(self) -> None:
-        """Raise ``InputChangedError`` if the bytes are no longer those of the fingerprint."""
+        """Raise ``BatchError`` if the bytes are no longer those of the fingerprint."""
 
 
 @contextlib.contextmanager
@@ -65,7 +61,7 @@ def open_source(address: Path | str, keys: Sequence[str]) -> Iterator[Source]:
 
     Raises
     ------
-    TableAddressError, SqlTableError, TableNotFoundError, TableFileError, EmptyTableError, MissingColumnsError
+    TableError, NotFoundError
         Nothing was written.
     """
     found = split_address(address)
@@ -91,17 +87,17 @@ def split_address(address: Path | str) -> tuple[str, str] | None:
     host, slash, tail = rest.partition("/")  # a host may hold '::' too: [::1]
     path, separator, table = tail.partition("::")
     if not (slash and separator and table.strip()):
-        raise TableAddressError(store.without_password(text))
+        raise TableError("address", address=store.without_password(text))
     return f"{scheme}://{host}/{path}", table.strip()
 
 
 def _raise_for_names(name: Path | str, have: Sequence[str], needed: Sequence[str]) -> None:
     missing = tuple(dict.fromkeys(column for column in needed if column not in have))
     if missing:
-        raise MissingColumnsError(name, missing, tuple(have))
+        raise TableError("columns", path=name, missing=missing, columns=tuple(have))
     repeated = tuple(dict.fromkeys(column for column in have if list(have).count(column) > 1))
     if repeated:
-        raise RepeatedColumnsError(name, repeated)
+        raise TableError("repeated_columns", path=name, columns=repeated)
 
 
 def _rebatch(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -155,7 +151,7 @@ class FileSource:
         """Compare size, times and inode, then the hash: a file may be written to through a map, which moves no time."""
         _raise_for_marks(self._marks, self.path)
         if data.fingerprint_file(self.path) != self._fingerprint:
-            raise InputChangedError(self.path)
+            raise BatchError("input_changed", path=self.path)
 
 
 class FolderSource:
@@ -165,7 +161,9 @@ class FolderSource:
         self.folder, self.name = folder, str(folder)
         self._marks = _list_marks(folder)
         if not self._marks:
-            raise TableNotFoundError(folder / "*.parquet", tuple(sorted(p.name for p in folder.iterdir())))
+            raise NotFoundError(
+                "table", path=folder / "*.parquet", siblings=tuple(sorted(p.name for p in folder.iterdir()))
+            )
         self._partitions = _read_partitions(folder, list(self._marks))
         self._fingerprint = ""
         schemas = {path: self._schema(path) for path in self._marks}
@@ -175,7 +173,7 @@ class FolderSource:
                 unified = pa.unify_schemas([unified, schema], promote_options="permissive")
             except pa.ArrowException as error:
                 reason = f"its columns do not fit those of '{first.name}': {str(error).splitlines()[0].rstrip('.')}"
-                raise TableFileError(path, reason) from error
+                raise TableError("file", path=path, reason=reason) from error
         self.schema = unified
 
     @property
@@ -206,7 +204,7 @@ class FolderSource:
         """Compare as for one file; a file that came or went is a change too."""
         _raise_for_marks(self._marks, self.folder)
         if list(_list_marks(self.folder)) != list(self._marks) or self._hash() != self._fingerprint:
-            raise InputChangedError(self.folder)
+            raise BatchError("input_changed", path=self.folder)
 
     def _schema(self, path: Path) -> pa.Schema:
         schema = data.read_schema(path)
@@ -232,7 +230,7 @@ class FolderSource:
                 ]
                 yield pa.record_batch(columns, schema=wanted)
         if not n_rows:
-            raise EmptyTableError(self.folder)
+            raise TableError("no_rows", path=self.folder)
 
 
 def _mark(path: Path) -> tuple[int, int, int, int]:
@@ -255,9 +253,9 @@ def _raise_for_marks(marks: Mapping[Path, tuple[int, int, int, int]], name: Path
         try:
             now = _mark(path)
         except OSError as error:
-            raise InputChangedError(path) from error
+            raise BatchError("input_changed", path=path) from error
         if now != mark:
-            raise InputChangedError(path if len(marks) > 1 else name)
+            raise BatchError("input_changed", path=path if len(marks) > 1 else name)
 
 
 def _read_partitions(folder: Path, paths: Sequence[Path]) -> dict[Path, dict[str, pa.Scalar]]:
@@ -267,7 +265,7 @@ def _read_partitions(folder: Path, paths: Sequence[Path]) -> dict[Path, dict[str
     try:
         found = ds.dataset(names, format="parquet", partitioning=discover, partition_base_dir=str(folder))
     except (pa.ArrowException, OSError) as error:
-        raise TableFileError(folder, str(error).splitlines()[0].rstrip(".")) from error
+        raise TableError("file", path=folder, reason=str(error).splitlines()[0].rstrip(".")) from error
     keys = {Path(part.path): ds.get_partition_keys(part.partition_expression) for part in found.get_fragments()}
     columns = sorted({name for values in keys.values() for name in values})
     return {
@@ -300,7 +298,7 @@ class SqlSource:
             for rows in streamed.partitions(data.BATCH_ROWS):  # SQLite has no server-side cursor and would give one row
                 self._write(names, rows)
         if not self._rows:
-            raise EmptyTableError(self.name)
+            raise TableError("no_rows", path=self.name)
 
     def _write(self, names: Sequence[str], rows: Sequence[Any]) -> None:
         columns = [_to_arrow(values) for values in zip(*rows, strict=True)]

@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 
 from mlops_lib import contracts, data, models, registry
-from mlops_lib.errors import MlopsError, OutputTakenError, SparkError, TableFileError
+from mlops_lib.errors import BatchError, MlopsError, SparkError, TableError
 from mlops_lib.programs.batch import cluster
 from mlops_lib.programs.batch.batch import Job, make_account, make_scorer, name_output
 from mlops_lib.programs.batch.result import ScoreResult
@@ -61,7 +61,9 @@ def score_on_spark(
     """
     started = time.monotonic()
     if split_address(input_path) or split_address(output_path):
-        raise OutputTakenError(str(output_path), "on Spark both ends are Parquet, and one of these is a database")
+        raise BatchError(
+            "output", path=str(output_path), reason="on Spark both ends are Parquet, and one of these is a database"
+        )
     with contextlib.ExitStack() as stack:
         model = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mlops-")))
         release = registry.load_model(project, version, folder=model)
@@ -72,7 +74,7 @@ def score_on_spark(
         stack.callback(sink.close)
         source = stack.enter_context(open_source(input_path, job.scorer.contract.keys))
         if Path(input_path).suffix == ".csv":
-            raise TableFileError(Path(input_path), "on Spark only Parquet is read")
+            raise TableError("file", path=Path(input_path), reason="on Spark only Parquet is read")
         source.raise_for_columns([*job.scorer.contract.keys, *job.scorer.contract.features])
         fingerprint = source.fingerprint()
         done = sink.find_done(release, fingerprint, None)
@@ -181,7 +183,7 @@ def _raise_for_refusal(spark: Any, master: str, shipped: Shipped) -> None:
     """
     told = spark.range(0, 1, 1, 1).mapInArrow(shipped.try_loading, "refused string").collect()
     if told:
-        raise SparkError(master, told[0]["refused"].rstrip("."))
+        raise SparkError(master=master, reason=told[0]["refused"].rstrip("."))
 
 
 def _score(spark: Any, source: str, draft: Path, job: Job, shipped: Shipped) -> None:

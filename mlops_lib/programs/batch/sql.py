@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from mlops_lib.errors import SqlTableError
+from mlops_lib.errors import TableError
 from mlops_lib.tracking import store
 
 
@@ -23,22 +23,22 @@ def connected(url: str, name: str, *, must_exist: bool = False) -> Iterator[sa.C
 
     Raises
     ------
-    SqlTableError
+    TableError
         Nothing was committed.
     """
     path = store.sqlite_path(url)
     if must_exist and path is not None and not path.is_file():
-        raise SqlTableError(name, f"there is no file '{path}'")
+        raise TableError("database", name=name, reason=f"there is no file '{path}'")
     engine: sa.Engine | None = None
     try:
         engine = sa.create_engine(url)
         with engine.begin() as connection:
             yield connection
     except ImportError as error:
-        raise SqlTableError(name, f"its driver is not installed ({error})") from error
+        raise TableError("database", name=name, reason=f"its driver is not installed ({error})") from error
     except SQLAlchemyError as error:
         reason, cause = store.explain(getattr(error, "orig", None) or error, url)
-        raise SqlTableError(name, reason.rstrip(".")) from cause
+        raise TableError("database", name=name, reason=reason.rstrip(".")) from cause
     finally:
         if engine is not None:
             engine.dispose()

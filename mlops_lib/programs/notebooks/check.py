@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops_lib.engines.warm.server import without_grammar
-from mlops_lib.errors import NotebookNotFoundError, ParameterCellError, WriteRefusedError
+from mlops_lib.errors import NotFoundError, ParameterError, WriteError
 from mlops_lib.project import find_project_file, load_project
 from mlops_lib.report import Report, Row
 
@@ -108,7 +108,7 @@ def check_notebooks(
 
     Raises
     ------
-    NotebookNotFoundError, ProjectNotFoundError, ProjectFileError
+    NotFoundError, ProjectError
         Nothing was run.
     """
     place = _find_place(file)
@@ -153,7 +153,7 @@ def update_notebooks(
 
     Raises
     ------
-    NotebookNotFoundError, ProjectNotFoundError, ProjectFileError, WriteRefusedError
+    NotFoundError, ProjectError, WriteError
     """
     place = _find_place(file)
     named, paths = _select(place, names)
@@ -210,7 +210,7 @@ def _read_record(project_file: Path) -> dict[str, Any]:
 def _write_record(place: _Place, record: dict[str, Any]) -> None:
     folders = {name: os.path.relpath(getattr(place, name), place.file.parent) for name in ("root", "folder")}
     record |= {"project": _fingerprint(place.file), **folders}
-    with contextlib.suppress(WriteRefusedError):  # a read-only checkout can be checked, again and again
+    with contextlib.suppress(WriteError):  # a read-only checkout can be checked, again and again
         _write(place.file.parent / RECORD, json.dumps(record, indent=1) + "\n")
 
 
@@ -228,7 +228,7 @@ def _select(place: _Place, names: Sequence[str]) -> tuple[list[Path], list[Path]
     for name in names or known:
         path = known.get(Path(name).name.removesuffix(".ipynb"))
         if path is None or (Path(name).is_file() and Path(name).resolve() != path):
-            raise NotebookNotFoundError(str(name), tuple(path.name for path in known.values()))
+            raise NotFoundError("notebook", notebook=Path(name), notebooks=tuple(path.name for path in known.values()))
         named.append(path)
     return sorted(set(named)), [path for path in known.values() if path <= max(named)]
 
@@ -339,7 +339,7 @@ def _signature(path: Path, notebook: Any) -> Iterator[str]:
         for parameter in read_signature(notebook, path).values():
             if not parameter.help:
                 yield f"{where}: parameter '{parameter.name}' has no comment that explains it"
-    except ParameterCellError as error:
+    except ParameterError as error:
         yield f"{where}: {error.reason}; expected {error.expected}"
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_lib.errors import NotebooksFailedError
+from mlops_lib.errors import NotebookError
 from mlops_lib.programs.notebooks.run import NotebookRun, _Execution, execute, plan
 from mlops_lib.project import Project
 
@@ -61,11 +61,8 @@ def run_notebooks(
 
     Raises
     ------
-    NotebookNotFoundError, NotebookFileError, ParameterCellError, UnknownParameterError, ParameterValueError,
-    SecretParameterError, KernelNotFoundError
-        Before anything was run.
-    NotebooksFailedError
-        After all have ended, if some have failed.
+    NotFoundError, NotebookError, ParameterError
+        Before anything was run; ``NotebookError`` also after all have ended, if some have failed.
     """
     jobs = []
     for notebook, parameters in calls:
@@ -77,7 +74,8 @@ def run_notebooks(
             ended(jobs.index(job), outcome)
     failed = [job for job in jobs if job.error]
     if failed:
-        raise NotebooksFailedError(tuple(job.execution.path.name for job in failed), len(jobs)) from failed[0].error
+        names = tuple(job.execution.path.name for job in failed)
+        raise NotebookError("several", failed=names, n_failed=len(failed), n_notebooks=len(jobs)) from failed[0].error
     return [job.run for job in jobs if job.run]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 from mlflow.tracking import MlflowClient
 
-from mlops_lib.errors import LocalStoreError, SparkError
+from mlops_lib.errors import NotebookError, SparkError
 from mlops_lib.programs.batch import cluster
 from mlops_lib.programs.notebooks.jobs import Job, execute_here
 from mlops_lib.programs.notebooks.run import NotebookRun, connect, plan
@@ -70,9 +70,9 @@ def _portable(error: Exception) -> BaseException:
 
 
 def raise_for_local_store(project: Project) -> None:
-    """Raise ``LocalStoreError`` if the project's store is a file of this machine."""
+    """Raise ``NotebookError`` if the project's store is a file of this machine."""
     if project.tracking_uri.startswith(("sqlite:", "file:")) or "://" not in project.tracking_uri:
-        raise LocalStoreError(project.tracking_uri)
+        raise NotebookError("local_store", tracking_uri=project.tracking_uri)
 
 
 @contextlib.contextmanager

@@ -33,15 +33,9 @@ from mlops_lib.data import reads
 from mlops_lib.engines import warm
 from mlops_lib.engines.warm.server import without_grammar
 from mlops_lib.errors import (
-    IncompleteNotebookError,
-    KernelDiedError,
-    KernelNotFoundError,
-    NotebookCellError,
-    NotebookFileError,
-    NotebookNotFoundError,
+    NotebookError,
     NotebookStoppedError,
-    NotebookTimeoutError,
-    NothingRaisedError,
+    NotFoundError,
 )
 from mlops_lib.programs.notebooks import cache
 from mlops_lib.programs.notebooks.signature import check_values, read_signature, to_source
@@ -116,11 +110,9 @@ def run_notebook(
 
     Raises
     ------
-    NotebookNotFoundError, NotebookFileError, ParameterCellError, UnknownParameterError, ParameterValueError,
-    SecretParameterError, KernelNotFoundError
+    NotFoundError, NotebookError, ParameterError
         Before anything was run.
-    NotebookCellError, NothingRaisedError, KernelDiedError, NotebookTimeoutError, NotebookStoppedError,
-    IncompleteNotebookError
+    NotebookError, of which ``NotebookStoppedError`` is one
         The run is FAILED or KILLED; the executed copy is saved and named.
     """
     given = parameters or {}
@@ -150,7 +142,7 @@ def _kernel_of(source: nbformat.NotebookNode, path: Path, kernel_name: str | Non
     name = kernel_name or str(source.metadata.get("kernelspec", {}).get("name", "python3"))
     installed = KernelSpecManager().find_kernel_specs()
     if name not in installed:
-        raise KernelNotFoundError(path, name, tuple(sorted(installed)))
+        raise NotFoundError("kernel", notebook=path, kernel=name, kernels=tuple(sorted(installed)))
     return name
 
 
@@ -181,7 +173,7 @@ def find_notebook(project: Project, notebook: Path | str) -> Path:
             if (folder / name).is_file():
                 return (folder / name).resolve()
     known = sorted(path.name for path in (project.root / project.notebooks).glob("*.ipynb"))
-    raise NotebookNotFoundError(str(notebook), tuple(known))
+    raise NotFoundError("notebook", notebook=Path(notebook), notebooks=tuple(known))
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -191,7 +183,7 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         nbformat.validate(notebook)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NotebookFileError(path, reason[:200]) from error
+        raise NotebookError("file", notebook=path, reason=reason[:200]) from error
     return notebook
 
 
@@ -373,7 +365,14 @@ class _Driver:
         skipped = [cell for cell in self._code_cells() if cell.metadata["papermill"]["status"] != "completed"]
         if skipped:
             where = self.nb.cells.index(skipped[0]) + 1
-            raise IncompleteNotebookError(self.execution.path, where, len(self.nb.cells), len(skipped), self.executed)
+            raise NotebookError(
+                "ended_early",
+                notebook=self.execution.path,
+                cell=where,
+                n_cells=len(self.nb.cells),
+                n_skipped=len(skipped),
+                executed_path=self.executed,
+            )
 
     async def _drive(self, stdio: Any) -> None:
         project = self.execution.project
@@ -462,7 +461,13 @@ class _Driver:
         self._mark("failed" if failed else "completed")
         if "raises-exception" in cell.metadata.get("tags", ()) and execute_reply["content"]["status"] == "ok":
             self._mark("failed")
-            raise NothingRaisedError(self.execution.path, cell_index + 1, len(self.nb.cells), self.executed)
+            raise NotebookError(
+                "nothing_raised",
+                notebook=self.execution.path,
+                cell=cell_index + 1,
+                n_cells=len(self.nb.cells),
+                executed_path=self.executed,
+            )
         if any(payload.get("source") == "ask_exit" for payload in execute_reply["content"].get("payload", ())):
             raise _LeftError  # the kernel would still take the next cell, or not: a race
 
@@ -503,13 +508,31 @@ class _Driver:
     def _death(self, log: Path) -> Exception:
         path, cell, n_cells = self.execution.path, self.at + 1, len(self.nb.cells)
         if self.stopped == "deadline":
-            return NotebookTimeoutError(path, cell, n_cells, float(self.execution.timeout_s or 0), self.executed)
+            return NotebookError(
+                "deadline",
+                notebook=path,
+                cell=cell,
+                n_cells=n_cells,
+                timeout_s=float(self.execution.timeout_s or 0),
+                executed_path=self.executed,
+            )
         if self.stopped:
-            return NotebookStoppedError(path, cell, n_cells, self.stopped, self.executed)
+            return NotebookStoppedError(
+                notebook=path, cell=cell, n_cells=n_cells, signal=self.stopped, executed_path=self.executed
+            )
         last = self._last_words(log)
         word = next((line for line in last if line.startswith("Fatal")), last[-1] if last else "")
         memory, word = self.peak_kib // 1024, redact(word, self.execution.project.secrets)
-        return KernelDiedError(path, cell, n_cells, self._ended(), memory, word, self.executed)
+        return NotebookError(
+            "kernel_died",
+            notebook=path,
+            cell=cell,
+            n_cells=n_cells,
+            ended=self._ended(),
+            peak_memory_mb=memory,
+            last_line=word,
+            executed_path=self.executed,
+        )
 
     def _last_words(self, log: Path) -> list[str]:
         """Return what the interpreter wrote when it crashed, or the end of what the cell wrote to stderr."""
@@ -525,22 +548,23 @@ class _Driver:
             return "cause unknown"
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
-    def _cell_error(self, error: CellExecutionError) -> NotebookCellError:
+    def _cell_error(self, error: CellExecutionError) -> NotebookError:
         cell = self.nb.cells[self.at]
         raised = next((o for o in reversed(cell.outputs) if o.output_type == "error"), None)
         number = _line_number(raised.traceback) if raised else None
         lines = cell.source.splitlines()
         line = lines[number - 1].strip() if number and number <= len(lines) else ""
-        return NotebookCellError(
-            self.execution.path,
-            self.at + 1,
-            len(self.nb.cells),
-            round(time.monotonic() - self.execution.started, 1),
-            str(error.ename),
-            redact(str(error.evalue), self.execution.project.secrets),
-            number,
-            line,
-            self.executed,
+        return NotebookError(
+            "cell",
+            notebook=self.execution.path,
+            cell=self.at + 1,
+            n_cells=len(self.nb.cells),
+            duration_s=round(time.monotonic() - self.execution.started, 1),
+            ename=str(error.ename),
+            evalue=redact(str(error.evalue), self.execution.project.secrets),
+            line_number=number,
+            line=line,
+            executed_path=self.executed,
         )
 
     def _code_cells(self) -> list[nbformat.NotebookNode]:

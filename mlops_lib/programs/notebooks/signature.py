@@ -24,10 +24,8 @@ from typing import Any, Literal, Optional
 import pydantic
 
 from mlops_lib.errors import (
-    ParameterCellError,
-    ParameterValueError,
-    SecretParameterError,
-    UnknownParameterError,
+    NotFoundError,
+    ParameterError,
 )
 from mlops_lib.project import is_secret_name
 
@@ -75,19 +73,23 @@ def read_signature(notebook: Mapping[str, Any], path: Path) -> dict[str, Paramet
 
     Raises
     ------
-    ParameterCellError
+    ParameterError
         Nothing was run.
     """
     cells = [cell for cell in notebook["cells"] if "parameters" in cell.get("metadata", {}).get("tags", ())]
     if not cells:
         return {}
     if len(cells) > 1:
-        raise ParameterCellError(path, f"{len(cells)} cells have the tag 'parameters'", "exactly one")
+        raise ParameterError(
+            "cell", notebook=path, reason=f"{len(cells)} cells have the tag 'parameters'", expected="exactly one"
+        )
     source = "".join(cells[0]["source"])
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
-        raise ParameterCellError(path, f"line {error.lineno} is no Python", "annotated literals") from error
+        raise ParameterError(
+            "cell", notebook=path, reason=f"line {error.lineno} is no Python", expected="annotated literals"
+        ) from error
     comments = _comments(source)
     found: dict[str, Parameter] = {}
     for statement in tree.body:
@@ -95,17 +97,24 @@ def read_signature(notebook: Mapping[str, Any], path: Path) -> dict[str, Paramet
             continue
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             line = ast.unparse(statement).splitlines()[0]
-            raise ParameterCellError(path, f"line {statement.lineno} is `{line}`", "`name: type = literal  # help`")
+            raise ParameterError(
+                "cell",
+                notebook=path,
+                reason=f"line {statement.lineno} is `{line}`",
+                expected="`name: type = literal  # help`",
+            )
         name, annotation = statement.target.id, ast.unparse(statement.annotation)
         if statement.value is None:
-            raise ParameterCellError(path, f"'{name}' has no default", "a literal default")
+            raise ParameterError("cell", notebook=path, reason=f"'{name}' has no default", expected="a literal default")
         try:
             default = _literal(statement.value)
             parameter = Parameter(name, annotation, default, comments.get(statement.end_lineno or 0, ""))
             _validate(parameter.type, default)
         except (ValueError, TypeError) as error:
             reason = f"'{name}: {annotation}' has the default {ast.unparse(statement.value)}"
-            raise ParameterCellError(path, reason, f"a literal of that type ({_first(error)})") from error
+            raise ParameterError(
+                "cell", notebook=path, reason=reason, expected=f"a literal of that type ({_first(error)})"
+            ) from error
         found[name] = parameter
     return found
 
@@ -115,14 +124,14 @@ def check_values(signature: Mapping[str, Parameter], values: Mapping[str, Any], 
 
     Raises
     ------
-    UnknownParameterError, ParameterValueError, SecretParameterError
+    NotFoundError, ParameterError
         Nothing was run.
     """
     for name in values:
         if name not in signature:
-            raise UnknownParameterError(path, name, tuple(signature))
+            raise NotFoundError("parameter", notebook=path, name=name, declared=tuple(signature))
         if is_secret_name(name) or SECRET_VALUE.search(repr(values[name])):
-            raise SecretParameterError(path, name)
+            raise ParameterError("secret", notebook=path, name=name)
     checked = {name: parameter.default for name, parameter in signature.items()}
     for name, value in values.items():
         parameter = signature[name]
@@ -130,7 +139,9 @@ def check_values(signature: Mapping[str, Parameter], values: Mapping[str, Any], 
         try:
             checked[name] = _validate(parameter.type, plain)
         except ValueError as error:
-            raise ParameterValueError(path, name, parameter.annotation, value, _first(error)) from error
+            raise ParameterError(
+                "value", notebook=path, name=name, annotation=parameter.annotation, value=value, reason=_first(error)
+            ) from error
     return checked
 
 

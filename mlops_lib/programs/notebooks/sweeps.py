@@ -29,7 +29,7 @@ from mlflow.tracking import MlflowClient
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from mlops_lib import data, tracking
-from mlops_lib.errors import NotebookStoppedError, SweepGridError, SweepRunningError
+from mlops_lib.errors import NotebookError, NotebookStoppedError
 from mlops_lib.programs.notebooks import cache, remote
 from mlops_lib.programs.notebooks.jobs import Job, execute_here, run_jobs
 from mlops_lib.programs.notebooks.run import (
@@ -189,8 +189,7 @@ def sweep(
 
     Raises
     ------
-    SweepGridError, UnknownParameterError, ParameterValueError, SecretParameterError, KernelNotFoundError
-    SweepRunningError, LocalStoreError
+    NotebookError, NotFoundError, ParameterError
         Nothing was run.
     SparkError
         Spark is missing or out of reach; called again, the sweep goes on.
@@ -200,7 +199,7 @@ def sweep(
     signature = read_signature(source, path)
     combinations = list_combinations(signature, grid, path, sample=sample, random_state=random_state)
     if n_jobs < 1:
-        raise SweepGridError(path, f"n_jobs is {n_jobs}", "at least 1")
+        raise NotebookError("grid", notebook=path, reason=f"n_jobs is {n_jobs}", expected="at least 1")
     if master:
         remote.raise_for_local_store(project)
     kernel_name = _kernel_of(source, path, None)
@@ -272,20 +271,22 @@ def list_combinations(
 
     Raises
     ------
-    SweepGridError, UnknownParameterError, ParameterValueError, SecretParameterError
+    NotebookError, NotFoundError, ParameterError
     """
     if not grid:
-        raise SweepGridError(path, "it names no parameter", "at least one with its values")
+        raise NotebookError(
+            "grid", notebook=path, reason="it names no parameter", expected="at least one with its values"
+        )
     if sample is not None and sample < 1:
-        raise SweepGridError(path, f"sample is {sample}", "at least 1")
+        raise NotebookError("grid", notebook=path, reason=f"sample is {sample}", expected="at least 1")
     values: dict[str, list[Any]] = {}
     for name, given in grid.items():
         if isinstance(given, str) or not hasattr(given, "__iter__"):
-            raise SweepGridError(path, f"'{name}' is {given!r}", "a list of values")
+            raise NotebookError("grid", notebook=path, reason=f"'{name}' is {given!r}", expected="a list of values")
         plain = [value.item() if hasattr(value, "item") else value for value in given]
         checked = [check_values(signature, {name: value}, path)[name] for value in plain]
         if not checked:
-            raise SweepGridError(path, f"'{name}' has no values", "at least one")
+            raise NotebookError("grid", notebook=path, reason=f"'{name}' has no values", expected="at least one")
         values[name] = list({repr(value): value for value in checked}.values())  # 1 and 1.0 are one trial of a float
     n_combinations = math.prod(len(each) for each in values.values())
     chosen: Sequence[int] = range(n_combinations)
@@ -357,7 +358,7 @@ def _locked(project: Project, path: Path, key: str, n_trials: int) -> Iterator[N
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise SweepRunningError(path, n_trials) from None
+        raise NotebookError("sweep_running", notebook=path, n_trials=n_trials) from None
     try:
         yield
     finally:

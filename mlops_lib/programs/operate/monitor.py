@@ -17,7 +17,7 @@ import mlflow
 import pandas as pd
 
 from mlops_lib import __version__, data, quality, registry, tracking
-from mlops_lib.errors import MlopsError, PeriodNotIngestedError, TableNotFoundError
+from mlops_lib.errors import MlopsError, NotFoundError
 from mlops_lib.project import Project, load_project
 from mlops_lib.report import Report, Row
 from mlops_lib.tracking import store
@@ -65,7 +65,7 @@ def monitor_period(
 
     Raises
     ------
-    PeriodNotIngestedError, EmptyStageError
+    NotFoundError
         Nothing was changed.
     """
     release = registry.load_model(project, stage or project.production)
@@ -78,7 +78,7 @@ def monitor_period(
         predictions = data.read_table(scored, required=[*project.keys, "score"])
         known = [project.labelled_at] if as_of is not None else []
         labels = data.read_table(project.path("labels", period), required=[*project.keys, project.target, *known])
-    except (PeriodNotIngestedError, TableNotFoundError):
+    except NotFoundError:
         pass  # nothing scored or nothing labelled yet: the row above says so
     else:
         if as_of is not None:

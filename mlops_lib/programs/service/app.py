@@ -30,7 +30,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from mlops_lib import contracts, registry
 from mlops_lib.engines import exact
-from mlops_lib.errors import MlopsError, PayloadError, PortTakenError, ServedContractError
+from mlops_lib.errors import MlopsError, ServiceError
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
 
@@ -98,8 +98,8 @@ class Follower:
         made, old = Served(release), self.served
         report = contracts.compare_contracts(old.contract, made.contract)
         if not report.passed:
-            reasons = tuple(f"{row.name}: {row.reason}" for row in report.rows if row.status == "failed")
-            raise ServedContractError(release.version, old.release.version, reasons)
+            reasons = "; ".join(f"{row.name}: {row.reason}" for row in report.rows if row.status == "failed")
+            raise ServiceError("contract", version=release.version, served=old.release.version, reasons=reasons)
         return made
 
     @contextlib.contextmanager
@@ -187,7 +187,7 @@ def read_payload(body: bytes) -> pd.DataFrame:
 
     Raises
     ------
-    PayloadError
+    ServiceError
         Nothing was scored.
     """
     try:
@@ -195,12 +195,12 @@ def read_payload(body: bytes) -> pd.DataFrame:
             body, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_repeated
         )
     except (ValueError, RecursionError) as error:
-        raise PayloadError(f"the body is not JSON ({error})", FORMS) from error
+        raise ServiceError("payload", reason=f"the body is not JSON ({error})", forms=FORMS) from error
     if not isinstance(payload, dict):
-        raise PayloadError("the body is no JSON object", FORMS)
+        raise ServiceError("payload", reason="the body is no JSON object", forms=FORMS)
     given = [form for form in FORMS if form in payload]
     if len(given) != 1 or set(payload) - {*FORMS, "params"}:
-        raise PayloadError(f"the body has the keys {sorted(payload)}", FORMS)
+        raise ServiceError("payload", reason=f"the body has the keys {sorted(payload)}", forms=FORMS)
     value = payload[given[0]]
     if given[0] == "dataframe_split":
         return _from_split(value)
@@ -208,13 +208,13 @@ def read_payload(body: bytes) -> pd.DataFrame:
 
 
 def raise_for_port(host: str, port: int) -> None:
-    """Raise ``PortTakenError`` if somebody listens on ``port`` already."""
+    """Raise ``ServiceError`` if somebody listens on ``port`` already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise PortTakenError(host, port) from error
+            raise ServiceError("port", host=host, port=port) from error
 
 
 def serve(
@@ -230,26 +230,28 @@ def serve(
 
 def _from_records(value: Any) -> pd.DataFrame:
     if not isinstance(value, list) or not value or not all(isinstance(row, dict) for row in value):
-        raise PayloadError("the rows are no list of objects", FORMS)
+        raise ServiceError("payload", reason="the rows are no list of objects", forms=FORMS)
     columns = list(value[0])
     if any(set(row) != set(columns) for row in value):
-        raise PayloadError("the rows do not all have the same fields", FORMS)
+        raise ServiceError("payload", reason="the rows do not all have the same fields", forms=FORMS)
     return pd.DataFrame({column: pd.Series([row[column] for row in value], dtype=object) for column in columns})
 
 
 def _from_columns(value: dict[str, Any]) -> pd.DataFrame:
     columns = list(value.values())
     if not columns or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns) or not columns[0]:
-        raise PayloadError("the columns are no lists of one length", FORMS)
+        raise ServiceError("payload", reason="the columns are no lists of one length", forms=FORMS)
     return pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in value.items()})
 
 
 def _from_split(value: Any) -> pd.DataFrame:
     columns, rows = (value.get(key) for key in ("columns", "data")) if isinstance(value, dict) else (None, None)
     if not isinstance(columns, list) or not isinstance(rows, list) or not rows:
-        raise PayloadError("'dataframe_split' has no columns or no data", FORMS)
+        raise ServiceError("payload", reason="'dataframe_split' has no columns or no data", forms=FORMS)
     if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
-        raise PayloadError("a row of 'dataframe_split' has another length than its columns", FORMS)
+        raise ServiceError(
+            "payload", reason="a row of 'dataframe_split' has another length than its columns", forms=FORMS
+        )
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 

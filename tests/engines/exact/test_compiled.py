@@ -52,7 +52,7 @@ from mlops_lib import registry, tracking
 from mlops_lib.engines import exact
 from mlops_lib.engines.exact import models, source
 from mlops_lib.engines.exact.verdict import _predict
-from mlops_lib.errors import NotCompilableError
+from mlops_lib.errors import NotExactError
 from mlops_lib.project import Project
 
 TEXT = ["color", "shape"]
@@ -386,7 +386,7 @@ def test_many_threads_may_score_at_once(fitted: Any) -> None:
 def refuse(model: Any, rows: pd.DataFrame, target: str = "two") -> str:
     """Fit, and return why there is no scorer."""
     model.fit(rows, make_targets(make_table(300, seed=3), np.random.default_rng(3))[target])
-    with pytest.raises(NotCompilableError) as caught:
+    with pytest.raises(NotExactError) as caught:
         exact.generate(model, dtypes_of(rows))
     verdict = exact.prove(model, rows)
     assert verdict == {"equal": False, "reason": str(caught.value)}

@@ -21,7 +21,7 @@ from test_compiled import ENCODERS, NUMBERS, TEXT, WHOLE, make_table, make_targe
 
 from mlops_lib.engines import exact
 from mlops_lib.engines.exact import batches
-from mlops_lib.errors import NotCompilableError
+from mlops_lib.errors import NotExactError
 
 BOOSTINGS = [
     ("two", HistGradientBoostingClassifier(max_iter=19, min_samples_leaf=3)),
@@ -191,7 +191,7 @@ def test_what_has_no_faster_way_is_named() -> None:
     constant = HistGradientBoostingRegressor().fit(numbers.fillna(0) * 0, targets["number"])
     refused = {"native": named, "leaves": large, "several classes": several, "Forest": forest, "a split": constant}
     for words, model in refused.items():
-        with pytest.raises(NotCompilableError, match=words):
+        with pytest.raises(NotExactError, match=words):
             batches.write_batches(model)
     assert not exact.prove(large, numbers).get("batches")
 
@@ -199,7 +199,7 @@ def test_what_has_no_faster_way_is_named() -> None:
 def test_tables_too_large_for_the_cache_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_table(300, seed=4)[["size", "weight"]]
     monkeypatch.setattr(batches, "MAX_TABLE_BYTES", 1000)
-    with pytest.raises(NotCompilableError, match="tables of"):
+    with pytest.raises(NotExactError, match="tables of"):
         batches.write_batches(fit_numbers(rows))
 
 

@@ -31,7 +31,7 @@ from nbclient.exceptions import DeadKernelError
 
 from mlops_lib.engines import warm
 from mlops_lib.engines.warm import client, provisioner
-from mlops_lib.errors import RuntimeDirectoryError, WarmKernelError
+from mlops_lib.errors import WarmKernelError
 
 pytestmark = pytest.mark.skipif(not warm.is_supported(), reason="kernels are forked on Linux only")
 
@@ -429,7 +429,7 @@ def test_what_crashed_processes_left_behind_is_swept(fresh):
 
 def test_a_directory_that_others_can_open_is_refused_and_a_plain_kernel_started(fresh, explained):
     fresh.chmod(0o750)
-    with pytest.raises(RuntimeDirectoryError, match=r"has mode 750, needs 700. Set MLOPS_RUNTIME_DIR"):
+    with pytest.raises(WarmKernelError, match=r"has mode 750, needs 700. Set MLOPS_RUNTIME_DIR"):
         warm.status()
     with kernel() as run:
         assert not is_warm(run)
@@ -439,7 +439,7 @@ def test_a_directory_that_others_can_open_is_refused_and_a_plain_kernel_started(
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can play another user")
 def test_other_users_are_refused(fresh, directory_of_servers):
     os.chown(fresh, 1, -1)
-    with pytest.raises(RuntimeDirectoryError, match="belongs to user 1, not to 0"):
+    with pytest.raises(WarmKernelError, match="belongs to user 1, not to 0"):
         warm.status()
     os.chown(fresh, 0, -1)
     with kernel():
@@ -463,7 +463,7 @@ def test_other_users_are_refused(fresh, directory_of_servers):
 )
 def test_a_directory_that_cannot_be_used_is_refused(monkeypatch, path, reason):
     monkeypatch.setenv("MLOPS_RUNTIME_DIR", path)
-    with pytest.raises(RuntimeDirectoryError, match=reason):
+    with pytest.raises(WarmKernelError, match=reason):
         warm.runtime_directory()
 
 

@@ -20,17 +20,16 @@ import pytest
 from click.testing import CliRunner
 from conftest import make_rows, register_model
 from contract_inputs import CONTRACT, SPARK, Input
+from refusals import raises
 from test_contract_paths import numbered, to_arrow
 from test_notebooks import PROJECT_SOURCE, write_notebook
 
 from mlops_lib import cli, contracts, data
 from mlops_lib.errors import (
-    BatchRefusedError,
-    LocalStoreError,
-    MissingColumnsError,
-    OutputTakenError,
+    BatchError,
+    NotebookError,
     SparkError,
-    TableFileError,
+    TableError,
 )
 from mlops_lib.programs import batch, notebooks
 from mlops_lib.programs.batch import cluster, spark
@@ -91,7 +90,7 @@ def test_spark_gives_the_rows_that_one_machine_gives(project: Project, source: P
     assert again.already_done
     assert not [path for path in project.root.iterdir() if path.name.startswith(".there")]
     register_model(project, C=0.1)
-    with pytest.raises(OutputTakenError, match="holds predictions of version 1"):
+    with pytest.raises(BatchError, match="holds predictions of version 1"):
         spark.score_on_spark(project, 2, source, there, master=MASTER)
 
 
@@ -165,15 +164,15 @@ def test_what_is_refused_on_one_machine_is_refused_on_spark(project: Project, so
     output = project.root / "out/s.parquet"
     frame, _ = make_rows(500, seed=6)
     bad = data.write_table(frame.assign(size=1e9), project.root / "bad.parquet")
-    with pytest.raises(BatchRefusedError, match="500 of 500 rows"):
+    with pytest.raises(BatchError, match="500 of 500 rows"):
         spark.score_on_spark(project, 1, bad, output, master=MASTER)
     narrow = data.write_table(frame.drop(columns="size"), project.root / "narrow.parquet")
-    with pytest.raises(MissingColumnsError):
+    with raises(TableError, "columns"):
         spark.score_on_spark(project, 1, narrow, output, master=MASTER)
     frame.to_csv(project.root / "rows.csv", index=False)
-    with pytest.raises(TableFileError, match="only Parquet"):
+    with pytest.raises(TableError, match="only Parquet"):
         spark.score_on_spark(project, 1, project.root / "rows.csv", output, master=MASTER)
-    with pytest.raises(OutputTakenError, match="one of these is a database"):
+    with pytest.raises(BatchError, match="one of these is a database"):
         spark.score_on_spark(project, 1, bad, "sqlite:////tmp/a.db::scores", master=MASTER)
     assert not output.parent.exists()
 
@@ -241,7 +240,7 @@ def test_a_sweep_that_is_stopped_leaves_no_open_run_on_spark(shared_project: Pro
 
 def test_a_store_that_is_a_file_is_no_store_for_trials_elsewhere(project: Project) -> None:
     write_notebook(project.root / "notebooks", parameters="n: int = 1  # how many")
-    with pytest.raises(LocalStoreError, match=r"is a file.*Nothing was run"):
+    with pytest.raises(NotebookError, match=r"is a file.*Nothing was run"):
         notebooks.sweep(project, "nb", {"n": [1]}, master=MASTER)
 
 

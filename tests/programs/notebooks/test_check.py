@@ -32,7 +32,7 @@ from PIL import Image, ImageDraw
 
 from mlops_lib import cli, data
 from mlops_lib.engines import warm
-from mlops_lib.errors import NotebookNotFoundError
+from mlops_lib.errors import NotFoundError
 from mlops_lib.programs import notebooks
 from mlops_lib.programs.notebooks import check as room
 from mlops_lib.report import Report, Row
@@ -244,7 +244,7 @@ def test_a_named_notebook_is_checked_after_those_before_it(folder: Path) -> None
     assert check(folder, "01_make").facts == {"executed": 1}
     assert check(folder, str(folder / "02_read.ipynb")).facts == {"executed": 2}
     assert check(folder, "01_make.ipynb").facts == {"executed": 0}
-    with pytest.raises(NotebookNotFoundError, match=r"Did you mean '02_read\.ipynb'"):
+    with pytest.raises(NotFoundError, match=r"Did you mean '02_read\.ipynb'"):
         check(folder, "02_reed.ipynb")
 
 

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from refusals import raises
 from test_notebooks import PROJECT_SOURCE, count_runs, write_notebook
 
 from mlops_lib.cli import main
 from mlops_lib.errors import (
-    KernelNotFoundError,
     MlopsError,
-    NotebookCellError,
-    NotebookNotFoundError,
-    NotebooksFailedError,
-    ParameterValueError,
-    UnknownParameterError,
+    NotebookError,
+    NotFoundError,
+    ParameterError,
 )
 from mlops_lib.programs import notebooks
 from mlops_lib.programs.notebooks import NotebookRun
@@ -67,28 +65,29 @@ def test_runs_come_back_in_the_order_given_whatever_ends_first(project: Project)
 @pytest.mark.usefixtures("folder")
 def test_a_notebook_that_fails_stops_no_other(project: Project) -> None:
     told: dict[int, NotebookRun | Exception] = {}
-    with pytest.raises(NotebooksFailedError) as caught:
+    with raises(NotebookError, "several") as caught:
         notebooks.run_notebooks(project, [("a", {}), ("b", {}), ("c", {})], n_jobs=1, ended=told.__setitem__)
     assert (caught.value.failed, caught.value.n_notebooks) == (("b.ipynb",), 3)
-    assert [type(told[index]) for index in range(3)] == [NotebookRun, NotebookCellError, NotebookRun]
+    assert [type(told[index]) for index in range(3)] == [NotebookRun, NotebookError, NotebookRun]
+    assert told[1].case == "cell"
     assert read_statuses(project) == {"a": "FINISHED", "b": "FAILED", "c": "FINISHED"}
 
 
 @pytest.mark.parametrize(
-    ("call", "error"),
+    ("call", "error", "case"),
     [
-        (("c", {"alfa": 1.0}), UnknownParameterError),
-        (("c", {"n": "many"}), ParameterValueError),
-        (("d", {}), NotebookNotFoundError),
-        (("julia", {}), KernelNotFoundError),
+        (("c", {"alfa": 1.0}), NotFoundError, "parameter"),
+        (("c", {"n": "many"}), ParameterError, "value"),
+        (("d", {}), NotFoundError, "notebook"),
+        (("julia", {}), NotFoundError, "kernel"),
     ],
 )
 def test_one_call_that_does_not_fit_is_refused_before_any_runs(
-    project: Project, folder: Path, call: tuple[str, dict[str, object]], error: type[MlopsError]
+    project: Project, folder: Path, call: tuple[str, dict[str, object]], error: type[MlopsError], case: str
 ) -> None:
     text = (folder / "a.ipynb").read_text()
     (folder / "julia.ipynb").write_text(text.replace('"name": "python3"', '"name": "julia"'))
-    with pytest.raises(error):
+    with raises(error, case):
         notebooks.run_notebooks(project, [("a", {}), call])
     assert not project.runs_path.exists()
 

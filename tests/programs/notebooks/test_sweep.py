@@ -23,17 +23,15 @@ import pytest
 import workers
 from click.testing import CliRunner
 from mlflow.entities import Run
+from refusals import raises
 from test_notebooks import PROJECT_SOURCE, write_notebook
 
 from mlops_lib.cli import main
 from mlops_lib.errors import (
-    KernelNotFoundError,
     MlopsError,
-    ParameterValueError,
-    SecretParameterError,
-    SweepGridError,
-    SweepRunningError,
-    UnknownParameterError,
+    NotebookError,
+    NotFoundError,
+    ParameterError,
 )
 from mlops_lib.programs import notebooks
 from mlops_lib.programs.notebooks.run import INERT, _exporter, _write_html, connect
@@ -104,16 +102,16 @@ def test_numpy_values_become_plain_and_equal_ones_one_trial(path: Path) -> None:
 @pytest.mark.parametrize(
     ("grid", "options", "error", "message"),
     [
-        ({"alpha": [0.1], "nn": [1]}, {}, UnknownParameterError, "Did you mean 'n'"),
-        ({"alpha": [0.1, 0.2, "much"]}, {}, ParameterValueError, "is 'much', needs float"),
-        ({"alpha": [0.1, "much"], "n": [1]}, {"sample": 1}, ParameterValueError, "is 'much', needs float"),
-        ({"kind": ["ghp_" + "a" * 36]}, {}, SecretParameterError, "environment variable"),
-        ({}, {}, SweepGridError, "it names no parameter"),
-        ({"n": []}, {}, SweepGridError, "'n' has no values"),
-        ({"kind": "abc"}, {}, SweepGridError, "'kind' is 'abc', needs a list of values"),
-        ({"n": 3}, {}, SweepGridError, "'n' is 3, needs a list of values"),
-        ({"n": [3]}, {"sample": 0}, SweepGridError, "sample is 0, needs at least 1"),
-        ({"n": [3]}, {"n_jobs": 0}, SweepGridError, "n_jobs is 0, needs at least 1"),
+        ({"alpha": [0.1], "nn": [1]}, {}, NotFoundError, "Did you mean 'n'"),
+        ({"alpha": [0.1, 0.2, "much"]}, {}, ParameterError, "is 'much', needs float"),
+        ({"alpha": [0.1, "much"], "n": [1]}, {"sample": 1}, ParameterError, "is 'much', needs float"),
+        ({"kind": ["ghp_" + "a" * 36]}, {}, ParameterError, "environment variable"),
+        ({}, {}, NotebookError, "it names no parameter"),
+        ({"n": []}, {}, NotebookError, "'n' has no values"),
+        ({"kind": "abc"}, {}, NotebookError, "'kind' is 'abc', needs a list of values"),
+        ({"n": 3}, {}, NotebookError, "'n' is 3, needs a list of values"),
+        ({"n": [3]}, {"sample": 0}, NotebookError, "sample is 0, needs at least 1"),
+        ({"n": [3]}, {"n_jobs": 0}, NotebookError, "n_jobs is 0, needs at least 1"),
     ],
 )
 def test_a_grid_that_does_not_fit_is_refused_before_anything_runs(
@@ -129,7 +127,7 @@ def test_a_kernel_that_is_not_installed_is_refused_before_anything_runs(project:
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata["kernelspec"]["name"] = "julia"
     nbformat.write(notebook, path)
-    with pytest.raises(KernelNotFoundError):
+    with raises(NotFoundError, "kernel"):
         notebooks.sweep(project, path, {"n": [1, 2]})
     assert all_runs(project) == []
 
@@ -383,7 +381,7 @@ def test_the_same_sweep_in_two_processes_is_refused(project: Project, folder: Pa
     path = write_notebook(folder, SLOW, SCORE, parameters=PARAMETERS)
     process = start_sweep(project, path)
     wait_for(lambda: open_trials(project))
-    with pytest.raises(SweepRunningError, match="already running"):
+    with pytest.raises(NotebookError, match="already running"):
         notebooks.sweep(replace_file(project, folder), path, {"n": [1, 2, 3, 4], "alpha": [0.5, 1.0]})
     process.join(timeout=60)
     assert process.exitcode == 0

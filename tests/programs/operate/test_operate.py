@@ -12,9 +12,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from refusals import raises
 
 from mlops_lib import data, registry, tracking
-from mlops_lib.errors import EmptyStageError, PeriodNotIngestedError
+from mlops_lib.errors import NotFoundError
 from mlops_lib.programs import batch, operate
 from mlops_lib.project import Project
 from mlops_lib.report import Report
@@ -109,10 +110,10 @@ def test_before_any_label_is_known_nothing_is_judged(in_prod: Project) -> None:
 
 
 def test_what_cannot_be_monitored_is_told(in_prod: Project) -> None:
-    with pytest.raises(PeriodNotIngestedError, match=r"Ingested: p1, p2, p3"):
+    with pytest.raises(NotFoundError, match=r"Ingested: p1, p2, p3"):
         operate.monitor_period(in_prod, "p9")
     store.connect(in_prod.tracking_uri).delete_registered_model("toy")
-    with pytest.raises(EmptyStageError):
+    with raises(NotFoundError, "version_in_stage"):
         operate.monitor_period(in_prod, "p2")
 
 

@@ -23,7 +23,7 @@ from conftest import FEATURES, make_rows
 from fastapi.testclient import TestClient
 
 from mlops_lib import registry
-from mlops_lib.errors import PayloadError, PortTakenError
+from mlops_lib.errors import ServiceError
 from mlops_lib.programs import service
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
@@ -243,7 +243,7 @@ def test_a_model_that_gives_no_number_is_an_error_and_no_invalid_json(
 def test_payloads_are_read_with_values_as_they_came() -> None:
     body = json.dumps({"instances": [{"flag": True, "n": 3, "x": 0.1, "text": "1"}]}).encode()
     assert service.read_payload(body).iloc[0].tolist() == [True, 3, 0.1, "1"]
-    with pytest.raises(PayloadError, match=r"exactly one of dataframe_records"):
+    with pytest.raises(ServiceError, match=r"exactly one of dataframe_records"):
         service.read_payload(b"{}")
 
 
@@ -259,7 +259,7 @@ def free_port() -> int:
 
 def test_a_taken_port_is_told(free_port: int) -> None:
     service.raise_for_port("127.0.0.1", free_port)
-    with socket.create_server(("127.0.0.1", free_port)), pytest.raises(PortTakenError, match=f"Port {free_port}"):
+    with socket.create_server(("127.0.0.1", free_port)), pytest.raises(ServiceError, match=f"Port {free_port}"):
         service.raise_for_port("127.0.0.1", free_port)
 
 
