@@ -213,10 +213,14 @@ class QualityError(MlopsError):
         "one row, or rows are counted twice in the join. Nothing was computed.",
         "lengths": "There are {n_true} labels but {n_score} {what}. They are compared by position, so both must come "
         "from the same rows in the same order. Nothing was computed.",
-        "labels": "Labels hold {values:list 5}, but only 0 and 1 (or False and True) are known. Leave out rows without "
-        "a label, and map others to 0 and 1. Nothing was computed.",
+        "labels": "Labels hold {values:list 5}, but only {known} are known. Leave out rows without a label, or declare "
+        "the project's task as what it is. Nothing was computed.",
         "scores": "{n_bad} of {n_rows} scores are no probabilities; the first is {first_value} at row {first_row}. "
         "Scores are finite and within [0, 1], such as model.predict_proba(X)[:, 1]. Nothing was computed.",
+        "numbers": "{n_bad} of {n_rows} predictions are no finite numbers; the first is {first_value} at row "
+        "{first_row}. Nothing was computed.",
+        "classes": "Scores have {n_columns} columns, and the task has {n_classes} classes; one column each is needed, "
+        "in the task's order. Nothing was computed.",
         "one_class": "All {n_rows} rows are of class {value}, so ranking metrics have nothing to compare. Use a longer "
         "period or a larger slice. Nothing was computed.",
         "metric": "Metric '{name}' is {value}, needs a finite number: MLflow would store infinity as 1.8e308, which "
@@ -225,6 +229,12 @@ class QualityError(MlopsError):
         "Nothing was computed.",
         "profile": "Column '{column}' cannot be profiled: {reason}. No profile was built.",
     }
+
+
+class TaskError(MlopsError):
+    """A task that contradicts itself, or a model that is of another one."""
+
+    texts: ClassVar[Mapping[str, str]] = {"": "{subject} {reason}. Nothing was logged or changed."}
 
 
 class TooFewRowsError(QualityError):

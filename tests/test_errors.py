@@ -478,9 +478,22 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "such as model.predict_proba(X)[:, 1]. Nothing was computed.",
     ),
     (
-        errors.QualityError("labels", values=("2", "nan")),
-        "Labels hold 2, nan, but only 0 and 1 (or False and True) are known. Leave out rows without a label, and "
-        "map others to 0 and 1. Nothing was computed.",
+        errors.QualityError("labels", values=("2", "nan"), known="0 and 1"),
+        "Labels hold 2, nan, but only 0 and 1 are known. Leave out rows without a label, or declare the project's task "
+        "as what it is. Nothing was computed.",
+    ),
+    (
+        errors.QualityError("numbers", n_bad=1, n_rows=10, first_value="nan", first_row=3),
+        "1 of 10 predictions are no finite numbers; the first is nan at row 3. Nothing was computed.",
+    ),
+    (
+        errors.QualityError("classes", n_columns=2, n_classes=3),
+        "Scores have 2 columns, and the task has 3 classes; one column each is needed, in the task's order. Nothing "
+        "was computed.",
+    ),
+    (
+        errors.TaskError(subject="The model", reason="is no classifier, and the project's task is binary"),
+        "The model is no classifier, and the project's task is binary. Nothing was logged or changed.",
     ),
     (
         errors.QualityError("one_class", value=1, n_rows=10),

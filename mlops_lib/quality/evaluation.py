@@ -175,7 +175,8 @@ def _checked(y_true: ArrayLike, y_score: ArrayLike) -> tuple[Labels, Floats]:
         )
     known = pd.Series(labels).isin([0, 1])
     if not known.all():
-        raise QualityError("labels", values=tuple(str(value) for value in pd.Series(labels)[~known].unique()))
+        values = tuple(str(value) for value in pd.Series(labels)[~known].unique())
+        raise QualityError("labels", values=values, known="0 and 1")
     y = labels.astype(np.int64)
     if y.min() == y.max():
         raise QualityError("one_class", value=int(y[0]), n_rows=len(y))

@@ -523,7 +523,7 @@ def _labels(y_true: ArrayLike) -> NDArray[np.int64]:
     labels = pd.Series(np.asarray(y_true))
     others = labels[~labels.isin([0, 1])].unique()
     if len(others):
-        raise QualityError("labels", values=tuple(str(value) for value in others))
+        raise QualityError("labels", values=tuple(str(value) for value in others), known="0 and 1")
     return labels.to_numpy(dtype=np.int64)
 
 

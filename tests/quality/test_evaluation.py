@@ -95,15 +95,15 @@ def test_labels_may_be_booleans_in_any_container(kind):
             [0, 1, np.nan, 2],
             [0.1, 0.9, 0.5, 0.5],
             errors.QualityError,
-            "Labels hold nan, 2.0, but only 0 and 1 (or False and True) are known. Leave out rows without a label, and "
-            "map others to 0 and 1. Nothing was computed.",
+            "Labels hold nan, 2.0, but only 0 and 1 are known. Leave out rows without a label, or declare the "
+            "project's task as what it is. Nothing was computed.",
         ),
         (
             ["late", "on time"],
             [0.1, 0.9],
             errors.QualityError,
-            "Labels hold late, on time, but only 0 and 1 (or False and True) are known. Leave out rows without a "
-            "label, and map others to 0 and 1. Nothing was computed.",
+            "Labels hold late, on time, but only 0 and 1 are known. Leave out rows without a label, or declare "
+            "the project's task as what it is. Nothing was computed.",
         ),
         (
             [1, 1],
