@@ -121,9 +121,10 @@ class Task:
             raise TaskError(subject=name, reason=reason)
         if not self.is_classifier:
             return self
-        last = _last_step(model)
-        own = getattr(last, "best_threshold_", getattr(last, "threshold", self.threshold))
-        threshold = (0.5 if own == "auto" else float(own)) if self.kind == "binary" else None
+        threshold, last = self.threshold, _last_step(model)
+        if _has_threshold(last):
+            own: Any = last.best_threshold_ if hasattr(last, "best_threshold_") else last.threshold
+            threshold = 0.5 if own == "auto" else float(own)
         return replace(self, classes=tuple(_plain(each) for each in model.classes_), threshold=threshold)
 
     def _misfit(self, model: Any) -> str:  # noqa: PLR0911 - a list of reasons
@@ -146,7 +147,7 @@ class Task:
         if self.kind == "binary" and self.positive not in classes:
             return f"knows the classes {classes}, and the positive one is {self.positive!r}"
         last = _last_step(model)
-        if hasattr(last, "pos_label") and hasattr(last, "response_method"):  # it has a threshold of its own
+        if self.kind == "binary" and _has_threshold(last):
             label = last.classes_[1] if last.pos_label is None else last.pos_label
             has_scores = hasattr(last.estimator_, "predict_proba") and last.response_method != "decision_function"
             if not has_scores or label != self.positive:
@@ -328,3 +329,8 @@ def _plain(value: Any) -> Any:
 def _last_step(model: Any) -> Any:
     """Return what a pipeline ends with, or the model itself."""
     return model.steps[-1][1] if hasattr(model, "steps") else model
+
+
+def _has_threshold(model: Any) -> bool:
+    """Return whether it is one of scikit-learn's classifiers with a threshold of its own."""
+    return hasattr(model, "pos_label") and hasattr(model, "response_method")
