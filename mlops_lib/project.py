@@ -16,20 +16,16 @@ import getpass
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from mlops_lib.errors import (
-    NotFoundError,
-    ProjectError,
-    SignatureError,
-)
+from mlops_lib import redaction
+from mlops_lib.errors import NotFoundError, ProjectError, SignatureError
 
 PROJECT_FILE = Path("notebooks/project.py")
-SECRET_WORDS = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential", "private_key")
 
 
 @dataclass(frozen=True)
@@ -117,15 +113,8 @@ class Project:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Values that must not be written anywhere: of variables named like secrets, and passwords in URLs.
-
-        The store's own password counts whatever its length; others from six characters, since stars in place of every
-        ``root`` would make outputs unreadable.
-        """
-        named = [value for name, value in self.environ.items() if is_secret_name(name)]
-        in_urls = [password for value in self.environ.values() for password in find_passwords(value)]
-        long = {value for value in (*named, *in_urls) if len(value) >= 6}
-        return tuple(sorted(long | find_passwords(self.tracking_uri), key=len, reverse=True))
+        """Values that must not be written anywhere: of variables named like secrets, and passwords in URLs."""
+        return redaction.find_secrets(self.environ, self.tracking_uri)
 
     @property
     def production(self) -> str:
@@ -181,39 +170,6 @@ class Project:
 
     def _template(self, table: str) -> str:
         return {"arrivals": self.arrivals, "labels": self.labels}[table]
-
-
-def is_secret_name(name: str) -> bool:
-    """Return whether a parameter or variable of this name would hold a secret."""
-    return any(word in name.lower() for word in SECRET_WORDS)
-
-
-def redact(value: Any, secrets: Sequence[str]) -> Any:
-    """Return texts with every secret replaced by stars, in place where they are in lists and dicts."""
-    if not secrets:
-        return value
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, "***")
-    elif isinstance(value, list):
-        value[:] = [redact(item, secrets) for item in value]
-    elif isinstance(value, dict):
-        for name in value:
-            value[name] = redact(value[name], secrets)
-    return value
-
-
-def find_passwords(url: str) -> set[str]:
-    """Return the password in a URL, as it is written there and as it is meant; nothing where there is none.
-
-    >>> sorted(find_passwords("postgresql://ada:s%3Acret@db/mlflow"))
-    ['s%3Acret', 's:cret']
-    """
-    try:
-        password = urlsplit(url).password if "://" in url else None
-    except ValueError:  # such as a bracket without its partner
-        return set()
-    return {password, unquote(password)} if password else set()
 
 
 def find_project_file(file: str | Path | None = None) -> Path:

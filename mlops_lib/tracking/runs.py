@@ -33,7 +33,8 @@ from mlflow.tracking import MlflowClient
 from mlops_lib import data, models
 from mlops_lib.errors import QualityError
 from mlops_lib.models import signing
-from mlops_lib.project import Project, redact
+from mlops_lib.project import Project
+from mlops_lib.redaction import redact
 from mlops_lib.tracking import liveness, store
 
 SIGNATURE_ROWS = 1000

@@ -39,7 +39,8 @@ from mlops_lib.errors import (
 )
 from mlops_lib.programs.notebooks import cache
 from mlops_lib.programs.notebooks.signature import check_values, read_signature, to_source
-from mlops_lib.project import Project, load_project, redact
+from mlops_lib.project import Project, load_project
+from mlops_lib.redaction import redact
 from mlops_lib.tracking import find_result, liveness, store
 
 with without_grammar():

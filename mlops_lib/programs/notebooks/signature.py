@@ -27,7 +27,7 @@ from mlops_lib.errors import (
     NotFoundError,
     ParameterError,
 )
-from mlops_lib.project import is_secret_name
+from mlops_lib.redaction import is_secret_name
 
 TYPES: Mapping[str, Any] = {
     "int": int,
