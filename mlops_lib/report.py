@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Status = Literal["passed", "failed", "not_applicable"]
 STATUSES: tuple[Status, ...] = ("passed", "failed", "not_applicable")
 _MARKS = {"passed": "✓", "failed": "✗", "not_applicable": "–"}
+_OUTCOMES = {"passed": "passed", "failed": "FAILED", "not_applicable": "nothing was judged"}
 _COLORS = {"passed": "#1b7837", "failed": "#b2182b", "not_applicable": "#666666"}
 
 
@@ -98,6 +99,13 @@ class Report:
         """Whether something was checked and nothing failed. An empty report has not passed."""
         return not self.failures and any(row.status == "passed" for row in self.rows)
 
+    @property
+    def outcome(self) -> Status:
+        """Whether something failed, or else something passed; ``not_applicable`` where nothing was judged."""
+        if self.failures:
+            return "failed"
+        return "passed" if self.passed else "not_applicable"
+
     def frame(self) -> pd.DataFrame:
         """Return the rows as a DataFrame with columns name, value, limit, status, reason."""
         import pandas as pd  # noqa: PLC0415 - `mlops --help` must not load pandas
@@ -136,7 +144,7 @@ class Report:
 
     def __str__(self) -> str:
         """Return a table for a terminal."""
-        head = f"{self.title}: {'passed' if self.passed else 'FAILED'}"
+        head = f"{self.title}: {_OUTCOMES[self.outcome]}"
         cells = [[_MARKS[r.status], r.name, r.text, r.limit, r.reason] for r in self.rows]
         return "\n".join([head, *([self.note] if self.note else []), *table_lines(cells)])
 
@@ -162,11 +170,11 @@ class Report:
             status = cell("td", mark, f"font-weight:bold;white-space:nowrap;color:{_COLORS[row.status]}")
             cells = [cell("td", text) for text in (named(row), *(html.escape(text) for text in texts))]
             body += f'<tr style="border-top:1px solid #dddddd">{status}{"".join(cells)}</tr>'
-        verdict = "passed" if self.passed else "failed"
         counts = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in self.counts.items() if n)
         note = f"<br>{html.escape(self.note)}" if self.note else ""
         caption = (
-            f'<b>{html.escape(self.title)}: <span style="color:{_COLORS[verdict]}">{verdict}</span></b>'
+            f'<b>{html.escape(self.title)}: <span style="color:{_COLORS[self.outcome]}">'
+            f"{_OUTCOMES[self.outcome].lower()}</span></b>"
             f"<br>{counts or 'nothing was checked'}{note}"
         )
         return (

@@ -100,6 +100,19 @@ def test_text_says_the_outcome_first_and_aligns_columns() -> None:
     assert len({line.index("=") for line in lines[1:]}) == 1
 
 
+@pytest.mark.parametrize("rows", [(), (SKIPPED,), (SKIPPED, SKIPPED)])
+def test_a_report_in_which_nothing_applied_says_so_and_has_not_passed(
+    rows: tuple[Row, ...],
+) -> None:
+    report = Report("Live quality", rows)
+    assert (report.outcome, report.passed) == ("not_applicable", False)
+    assert str(report).splitlines()[0] == "Live quality: nothing was judged"
+    assert ">nothing was judged</span>" in report._repr_html_()
+    assert "fail" not in f"{report}{report._repr_html_()}".lower()
+    with pytest.raises(ReportFailedError):
+        report.raise_for_failures()
+
+
 def test_html_escapes_what_a_table_or_a_name_brings_along() -> None:
     evil = "<img src=x onerror=alert(1)>"
     html = Report(evil, (Row(evil, evil, evil, "failed", evil),))._repr_html_()

@@ -1,4 +1,4 @@
-"""Ed25519 signatures of manifests and ledger entries, for stores that more people may write to than may release from.
+"""Ed25519 signatures of manifests, for stores that more people may write to than may release from.
 
 A digest that stands beside the files stops accidents, not somebody who may write both. A signature stops that person
 too, since the private key is where models are trained and the public keys are in the project file or in a folder that
@@ -28,11 +28,6 @@ KIND = "ed25519"
 def manifest_text(name: str, digest: str) -> str:
     """Return what is signed for a model's files: that these are files of registered model ``name``."""
     return f"mlops manifest v1\n{name}\n{digest}"
-
-
-def entry_text(name: str, entry: str) -> str:
-    """Return what is signed for one entry of the ledger of registered model ``name``."""
-    return f"mlops ledger entry v1\n{name}\n{entry}"
 
 
 def create_keys(folder: Path) -> Path:

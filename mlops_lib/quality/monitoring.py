@@ -264,7 +264,12 @@ def _percent(share: float) -> str:
 
 
 def check_drift(
-    profile: Profile, frame: pd.DataFrame, *, max_psi: float = 0.25, max_missing_change: float = 0.05
+    profile: Profile,
+    frame: pd.DataFrame,
+    *,
+    max_psi: float = 0.25,
+    max_missing_change: float = 0.05,
+    drift: pd.DataFrame | None = None,
 ) -> Report:
     """Check that no column has moved further than allowed and further than chance explains.
 
@@ -280,13 +285,15 @@ def check_drift(
         0.1 is usually read as a slight and 0.25 as a large shift (Siddiqi 2006, Credit Risk Scorecards).
     max_missing_change : float in [0, 1]
         Largest difference between the missing shares.
+    drift : DataFrame, optional
+        What :func:`compute_drift` has measured of ``frame``; by default it is measured here.
 
     Returns
     -------
     Report
         One row a column. A missing column, another type or an empty table has failed.
     """
-    drift = compute_drift(profile, frame)
+    drift = compute_drift(profile, frame) if drift is None else drift
     rows = [
         _check_column(str(name), each, profile.n_rows, max_psi, max_missing_change) for name, each in drift.iterrows()
     ]

@@ -86,8 +86,9 @@ def monitor_period(
             labels = labels[times <= pd.to_datetime(as_of, utc=True)]
         table = live_quality(project, predictions, labels)
         live = quality.check_live_quality(table, limits=limits)
-    drift = quality.check_drift(profile, arrivals)
-    return PeriodSeen(period, release.version, drift, live, quality.compute_drift(profile, arrivals), table)
+    moves = quality.compute_drift(profile, arrivals)
+    drift = quality.check_drift(profile, arrivals, drift=moves)
+    return PeriodSeen(period, release.version, drift, live, moves, table)
 
 
 def log_period(seen: PeriodSeen) -> None:
