@@ -7,6 +7,7 @@ from conftest import read_labelled
 from mlops_lib import registry, tracking
 from mlops_lib.gates import check_gates
 from mlops_lib.project import Project
+from mlops_lib.registry.ledger import open_ledger
 from mlops_lib.report import Report
 from mlops_lib.tracking import store
 
@@ -44,8 +45,13 @@ def standing(project: Project) -> dict[str, int | None]:
 
 
 def aliases(project: Project) -> dict[str, int]:
-    found = store.connect(project.tracking_uri).get_registered_model(project.name).aliases
-    return {alias: int(version) for alias, version in found.items()}
+    names = store.connect(project.tracking_uri).get_registered_model(project.name).aliases
+    return {alias: int(version) for alias, version in names.items()}
+
+
+def ledger_of(project: Project) -> str:
+    """Return the id of the run that holds the ledger; an empty text before the first entry."""
+    return open_ledger(project, store.connect(project.tracking_uri)).run_id
 
 
 def clone(project: Project, n_versions: int) -> list[int]:

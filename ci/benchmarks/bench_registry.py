@@ -64,7 +64,7 @@ def fabricate(project: Project) -> None:
         moves += [("promote", "staging", n), ("promote", "prod", n), ("freeze", "prod", n), ("unfreeze", "prod", n)]
     for action, stage, version in moves[: N_ENTRIES - 1]:
         at += timedelta(minutes=1)
-        entry = ledger.Entry(
+        entry = registry.Entry(
             number=len(entries) + 1,
             operation=f"{len(entries):032x}",
             previous=entries[-1].hash,
@@ -80,7 +80,7 @@ def fabricate(project: Project) -> None:
             reason="best of four on April, and the report was read",
         )
         entries.append(entry)
-    run_id = str(registry.ledger_run_id(project))
+    run_id = ledger.open_ledger(project, store.connect(project.tracking_uri)).run_id
     with contextlib.closing(sqlite3.connect(project.root / "mlflow.db")) as database, database:
         rows = [(run_id, f"{e.number:06d}", e.to_json()) for e in entries[1:]]
         database.executemany("insert into params (run_uuid, key, value) values (?, ?, ?)", rows)

@@ -9,23 +9,15 @@ have changed, a stage skipped or frozen, a second person who is the first one, t
 >>> registry.promote(project, 7, "staging", verdict=verdict, reason="best of four")  # doctest: +SKIP
 """
 
-from mlops_lib.registry.audit import check_ledger
-from mlops_lib.registry.ledger import (
-    Entry,
-    Ledger,
-    as_of,
-    history,
-    ledger_head,
-    ledger_run_id,
-    open_ledger,
-    read_ledger,
-    repair_aliases,
-)
+from mlops_lib.registry.entries import Entry, History, Ledger
 from mlops_lib.registry.moves import approve, delete_version, freeze, promote, rollback, unfreeze
+from mlops_lib.registry.reading import as_of, history, read_ledger, repair_aliases
 from mlops_lib.registry.verdicts import gates_digest, load_verdict, log_verdict, verdict_digest
+from mlops_lib.registry.verify import check_ledger, check_store, repair_store
 from mlops_lib.registry.versions import (
     Release,
     Version,
+    Versions,
     current,
     get_version,
     list_versions,
@@ -33,40 +25,37 @@ from mlops_lib.registry.versions import (
     read_lineage,
     register,
     resolve,
-    search_versions,
-    verify_files,
 )
 
 __all__ = [
     "Entry",
+    "History",
     "Ledger",
     "Release",
     "Version",
+    "Versions",
     "approve",
     "as_of",
     "check_ledger",
+    "check_store",
     "current",
     "delete_version",
     "freeze",
     "gates_digest",
     "get_version",
     "history",
-    "ledger_head",
-    "ledger_run_id",
     "list_versions",
     "load_model",
     "load_verdict",
     "log_verdict",
-    "open_ledger",
     "promote",
     "read_ledger",
     "read_lineage",
     "register",
     "repair_aliases",
+    "repair_store",
     "resolve",
     "rollback",
-    "search_versions",
     "unfreeze",
     "verdict_digest",
-    "verify_files",
 ]

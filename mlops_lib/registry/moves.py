@@ -7,28 +7,17 @@ authentication a second person is a matter of trust, and of the record.
 
 from __future__ import annotations
 
-from mlops_lib.errors import (
-    RefusedError,
-)
+from mlops_lib.errors import RefusedError
 from mlops_lib.project import Project
-from mlops_lib.registry.ledger import (
-    Entry,
-    Facts,
-    Ledger,
-    answered,
-    append,
-    append_latest,
-    follow,
-    open_ledger,
-    raise_for_length,
-)
+from mlops_lib.registry.entries import Draft, Entry, Ledger
+from mlops_lib.registry.ledger import append, append_latest, follow, open_ledger, raise_for_length, translate_errors
 from mlops_lib.registry.verdicts import read_verdict, verdict_digest, why_not
 from mlops_lib.registry.versions import find, load_release, verify_files
 from mlops_lib.report import Report
 from mlops_lib.tracking import store
 
 
-@answered
+@translate_errors
 def promote(
     project: Project,
     version: int,
@@ -65,64 +54,58 @@ def promote(
     project.raise_for_stage(stage)
     raise_for_length(project, reason, operation)
     client = store.connect(project.tracking_uri)
-    seen = open_ledger(project, client)
-    made = find(project, client, seen, version)
-    number, action = int(made.version), "force" if force else "promote"
-    standing = seen.standing
-    now = standing[stage].version if stage in standing else None
+    ledger = open_ledger(project, client)
+    model_version = find(project, client, ledger, version)
+    number, action, current = int(model_version.version), "force" if force else "promote", ledger.current(stage)
 
     def refuse(why: str) -> RefusedError:
-        return RefusedError("promotion", name=project.name, version=number, stage=stage, reason=why, current=now)
+        return RefusedError("promotion", name=project.name, version=number, stage=stage, reason=why, current=current)
 
-    earlier = _by_operation(seen, operation)
-    if earlier is not None:
-        if (earlier.action, earlier.stage, earlier.version) != (action, stage, number):
-            raise refuse(f"its operation id '{operation}' is that of another move ({earlier})")
-        follow(project, client, seen)
-        return earlier
-    registration = seen.registration(number)
-    why = _why_no_way(project, seen, number, stage)
+    repeated = _find_operation(ledger, operation)
+    if repeated is not None:
+        if (repeated.action, repeated.stage, repeated.version) != (action, stage, number):
+            raise refuse(f"its operation id '{operation}' is that of another move ({repeated})")
+        follow(project, client, ledger)
+        return repeated
+    registration = ledger.registration(number)
+    why = _why_no_way(project, ledger, number, stage)
     if why or registration is None:
         raise refuse(why or f"it has never been in {project.stages[0]}")
     if force and not reason.strip():
         raise refuse("forcing takes a reason")
-    status = str(client.get_run(str(made.run_id)).info.status)
+    status = str(client.get_run(str(model_version.run_id)).info.status)
     if status != "FINISHED":
         raise refuse(f"its run is {status}, not FINISHED")
-    verify_files(project, made, seen)
-    verdict = verdict or read_verdict(client, made)
-    why = None if force else why_not(project, registration, verdict, standing)
-    why = why or _why_not_approved(project, seen, registration, stage, verdict_digest(verdict))
+    verify_files(project, model_version, ledger)
+    verdict = verdict or read_verdict(client, model_version)
+    why = None if force else why_not(project, registration, verdict, ledger.standing)
+    why = why or _why_not_approved(project, ledger, registration, stage, verdict_digest(verdict))
     if why:
         raise refuse(why)
-    return append(
-        project,
-        client,
-        seen,
+    draft = Draft(
         action=action,
         stage=stage,
-        version=number,
-        from_version=now,
-        model_id=registration.model_id,
-        digest=registration.digest,
+        from_version=current,
         verdict=verdict_digest(verdict),
         reason=reason or "gates passed",
         operation=operation,
+        **registration.files,
     )
+    return append(project, client, ledger, draft)
 
 
-def _by_operation(seen: Ledger, operation: str | None) -> Entry | None:
-    return next((entry for entry in seen.entries if entry.operation == operation), None)
+def _find_operation(ledger: Ledger, operation: str | None) -> Entry | None:
+    return next((entry for entry in ledger.entries if entry.operation == operation), None)
 
 
 def _why_no_way(  # noqa: PLR0911 - one return per reason reads better than a chain
-    project: Project, seen: Ledger, number: int, stage: str
+    project: Project, ledger: Ledger, number: int, stage: str
 ) -> str | None:
     """Return why a version may not go to ``stage`` from where it stands, or None."""
-    standing, index = seen.standing, project.stages.index(stage)
+    standing, index = ledger.standing, project.stages.index(stage)
     first, before = project.stages[0], project.stages[index - 1]
-    if stage in seen.frozen:
-        return _told_frozen(seen.frozen[stage])
+    if stage in ledger.frozen:
+        return _describe_freeze(ledger.frozen[stage])
     if index == 0:
         return f"'{stage}' is where versions are registered; nothing is promoted to it"
     if stage in standing and standing[stage].version == number:
@@ -131,14 +114,14 @@ def _why_no_way(  # noqa: PLR0911 - one return per reason reads better than a ch
     if beyond:
         return f"it is in {beyond[0]} already; a stage goes back only by a rollback"
     origin = first if project.may_skip_stages else before
-    if not any(entry.version == number for entry in seen.moves(origin)):
+    if not any(entry.version == number for entry in ledger.moves(origin)):
         return f"it has never been in {origin}"
     if origin != first and standing[origin].version != number:
         return f"{origin} has version {standing[origin].version} by now"
     return None
 
 
-@answered
+@translate_errors
 def rollback(
     project: Project, stage: str, *, to: int | None = None, reason: str, operation: str | None = None
 ) -> Entry:
@@ -149,29 +132,29 @@ def rollback(
 
     Raises
     ------
-    RefusedError, ModelFileError, LedgerError
+    RefusedError, ModelFileError, NotFoundError, LedgerError
         The stage still has the version it had.
     """
     project.raise_for_stage(stage)
     raise_for_length(project, reason, operation)
     client = store.connect(project.tracking_uri)
-    seen = open_ledger(project, client)
-    now = seen.standing[stage].version if stage in seen.standing else None
+    ledger = open_ledger(project, client)
+    current = ledger.current(stage)
 
     def refuse(why: str) -> RefusedError:
-        return RefusedError("rollback", name=project.name, stage=stage, reason=why, current=now)
+        return RefusedError("rollback", name=project.name, stage=stage, reason=why, current=current)
 
-    before = _by_operation(seen, operation)
-    if before is not None:
-        if (before.action, before.stage) != ("rollback", stage) or to not in (None, before.version):
-            raise refuse(f"its operation id '{operation}' is that of another move ({before})")
-        follow(project, client, seen)
-        return before
-    if stage in seen.frozen:
-        raise refuse(_told_frozen(seen.frozen[stage]))
-    gone = {now, *seen.deleted}
-    earlier = [entry for entry in seen.undo(stage) if entry.version not in gone]
-    had = {entry.version: entry for entry in seen.moves(stage) if entry.version not in gone}
+    repeated = _find_operation(ledger, operation)
+    if repeated is not None:
+        if (repeated.action, repeated.stage) != ("rollback", stage) or to not in (None, repeated.version):
+            raise refuse(f"its operation id '{operation}' is that of another move ({repeated})")
+        follow(project, client, ledger)
+        return repeated
+    if stage in ledger.frozen:
+        raise refuse(_describe_freeze(ledger.frozen[stage]))
+    gone = {current, *ledger.deleted}
+    earlier = [entry for entry in ledger.undo(stage) if entry.version not in gone]
+    had = {entry.version: entry for entry in ledger.moves(stage) if entry.version not in gone}
     known = ", ".join(str(number) for number in sorted(had))
     if not had:
         raise refuse("it has never had another version")
@@ -180,21 +163,17 @@ def rollback(
     if to is None and not earlier:
         raise refuse(f"that is the oldest it had; name one of {known} (--to)")
     target = had[to] if to is not None else earlier[-1]
-    load_release(project, client, seen, target.version, digest=target.digest)
-    return append(
-        project,
-        client,
-        seen,
+    load_release(project, client, ledger, target.version, digest=target.digest)
+    draft = Draft(
         action="rollback",
         stage=stage,
-        version=target.version,
-        from_version=now,
-        model_id=target.model_id,
-        digest=target.digest,
+        from_version=current,
         verdict=target.verdict,
         reason=reason,
         operation=operation,
+        **target.files,
     )
+    return append(project, client, ledger, draft)
 
 
 # --- freezing ----------------------------------------------------------------------------------------------------
@@ -224,43 +203,41 @@ def unfreeze(project: Project, stage: str, *, reason: str) -> Entry:
     return _set_frozen(project, "unfreeze", stage, reason)
 
 
-@answered
+@translate_errors
 def _set_frozen(project: Project, action: str, stage: str, reason: str) -> Entry:
     project.raise_for_stage(stage)
     raise_for_length(project, reason)
     client = store.connect(project.tracking_uri)
 
-    def decide(seen: Ledger) -> Facts:
-        def refuse(why: str) -> RefusedError:
-            return RefusedError("freeze", name=project.name, stage=stage, action=action, reason=why)
-
-        if not reason.strip():
-            raise refuse("it takes a reason")
-        if stage == project.stages[0]:
-            raise refuse("versions are registered there, and nothing is promoted to it")
-        if action == "freeze" and stage in seen.frozen:
-            raise refuse(_told_frozen(seen.frozen[stage]))
-        if action == "unfreeze" and stage not in seen.frozen:
-            raise refuse("it is not frozen")
-        if not seen.entries:
-            raise refuse("nothing is registered yet")
-        standing = seen.standing.get(stage)
-        facts: Facts = {"action": action, "stage": stage, "version": 0, "reason": reason}
-        if standing:
-            facts |= {"version": standing.version, "model_id": standing.model_id, "digest": standing.digest}
-        return facts
+    def decide(ledger: Ledger) -> Draft:
+        why = "it takes a reason" if not reason.strip() else _why_not_set(project, ledger, action, stage)
+        if why:
+            raise RefusedError("freeze", name=project.name, stage=stage, action=action, reason=why)
+        entry = ledger.standing.get(stage)
+        return Draft(action=action, stage=stage, reason=reason, **(entry.files if entry else {"version": 0}))
 
     return append_latest(project, client, decide)
 
 
-def _told_frozen(entry: Entry) -> str:
+def _why_not_set(project: Project, ledger: Ledger, action: str, stage: str) -> str | None:
+    """Return why a stage may not be frozen or unfrozen, or None."""
+    if stage == project.stages[0]:
+        return "versions are registered there, and nothing is promoted to it"
+    if action == "freeze" and stage in ledger.frozen:
+        return _describe_freeze(ledger.frozen[stage])
+    if action == "unfreeze" and stage not in ledger.frozen:
+        return "it is not frozen"
+    return None if ledger.entries else "nothing is registered yet"
+
+
+def _describe_freeze(entry: Entry) -> str:
     return f"{entry.stage} is frozen by {entry.actor} since {entry.at}: {entry.reason}"
 
 
 # --- a second person ---------------------------------------------------------------------------------------------
 
 
-@answered
+@translate_errors
 def approve(project: Project, version: int, stage: str, *, reason: str) -> Entry:
     """Agree, as a second person, that a version is promoted to a stage which the project names in ``approvals``.
 
@@ -277,41 +254,33 @@ def approve(project: Project, version: int, stage: str, *, reason: str) -> Entry
     raise_for_length(project, reason)
     client = store.connect(project.tracking_uri)
 
-    def decide(seen: Ledger) -> Facts:
+    def decide(ledger: Ledger) -> Draft:
         def refuse(why: str) -> RefusedError:
             return RefusedError("approval", name=project.name, version=number, stage=stage, reason=why)
 
-        made = find(project, client, seen, version)
-        number = int(made.version)
-        registration = seen.registration(number)
+        model_version = find(project, client, ledger, version)
+        number = int(model_version.version)
+        registration = ledger.registration(number)
         if not reason.strip():
             raise refuse("it takes a reason")
         if stage not in project.approvals:
             raise refuse(f"{stage} needs no second person (approvals = {project.approvals})")
         if registration is None:
             raise refuse("it is not in the ledger")
-        tags = client.get_run(str(made.run_id)).data.tags
-        authors = {registration.actor, tags.get("mlops.actor"), tags.get("mlflow.user")}
-        if project.actor in authors:
+        tags = client.get_run(str(model_version.run_id)).data.tags
+        if project.actor in {registration.actor, tags.get("mlops.actor"), tags.get("mlflow.user")}:
             raise refuse(f"{project.actor} is its author")
-        return {
-            "action": "approve",
-            "stage": stage,
-            "version": number,
-            "reason": reason,
-            "model_id": registration.model_id,
-            "digest": registration.digest,
-            "verdict": verdict_digest(read_verdict(client, made)),
-        }
+        digest = verdict_digest(read_verdict(client, model_version))
+        return Draft(action="approve", stage=stage, reason=reason, verdict=digest, **registration.files)
 
     return append_latest(project, client, decide)
 
 
-def _why_not_approved(project: Project, seen: Ledger, registration: Entry, stage: str, verdict: str) -> str | None:
+def _why_not_approved(project: Project, ledger: Ledger, registration: Entry, stage: str, verdict: str) -> str | None:
     """Return why a promotion lacks the second person that its stage needs, or None."""
     if stage not in project.approvals:
         return None
-    about = [entry for entry in seen.entries if (entry.stage, entry.version) == (stage, registration.version)]
+    about = [entry for entry in ledger.entries if (entry.stage, entry.version) == (stage, registration.version)]
     used = max((entry.number for entry in about if entry.action in ("promote", "force")), default=0)
     left = [entry for entry in about if entry.action == "approve" and entry.number > used]
     if not left:
@@ -327,7 +296,7 @@ def _why_not_approved(project: Project, seen: Ledger, registration: Entry, stage
 # --- deleting ----------------------------------------------------------------------------------------------------
 
 
-@answered
+@translate_errors
 def delete_version(project: Project, version: int, *, reason: str) -> Entry:
     """Delete a version that no stage has and no rollback could need; its entries stay.
 
@@ -342,25 +311,23 @@ def delete_version(project: Project, version: int, *, reason: str) -> Entry:
     raise_for_length(project, reason)
     client = store.connect(project.tracking_uri)
 
-    def decide(seen: Ledger) -> Facts:
-        number = int(find(project, client, seen, version).version)
-        why = "it takes a reason" if not reason.strip() else _why_needed(project, seen, number)
+    def decide(ledger: Ledger) -> Draft:
+        number = int(find(project, client, ledger, version).version)
+        why = "it takes a reason" if not reason.strip() else _why_needed(project, ledger, number)
         if why:
             raise RefusedError("deletion", name=project.name, version=number, reason=why)
-        facts: Facts = {"action": "delete", "stage": "", "version": number, "reason": reason}
-        registration = seen.registration(number)
-        if registration:
-            facts |= {"model_id": registration.model_id, "digest": registration.digest}
-        return facts
+        registration = ledger.registration(number)
+        files = registration.files if registration else {"version": number}
+        return Draft(action="delete", stage="", reason=reason, **files)
 
     return append_latest(project, client, decide)
 
 
-def _why_needed(project: Project, seen: Ledger, number: int) -> str | None:
-    for stage, entry in seen.standing.items():
+def _why_needed(project: Project, ledger: Ledger, number: int) -> str | None:
+    for stage, entry in ledger.standing.items():
         if entry.version == number:
             return f"{stage} has it"
     for stage in project.stages[1:]:
-        if any(entry.version == number for entry in seen.undo(stage)):
+        if any(entry.version == number for entry in ledger.undo(stage)):
             return f"{stage} had it and could be rolled back to it"
     return None

@@ -6,18 +6,19 @@ ledger. It carries a promotion only while everything that it was measured on is 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mlops_lib import data
 from mlops_lib.project import Project
-from mlops_lib.registry.ledger import Entry, answered
+from mlops_lib.registry.entries import Entry
+from mlops_lib.registry.ledger import translate_errors
 from mlops_lib.report import Report
 from mlops_lib.tracking import store
 
@@ -30,7 +31,7 @@ def verdict_digest(verdict: Report | None) -> str:
     return hashlib.sha256(verdict.to_json().encode()).hexdigest() if verdict else ""
 
 
-@answered
+@translate_errors
 def log_verdict(project: Project, version: int, verdict: Report) -> str:
     """Log a verdict (JSON and HTML) to the active run and point the version at it; return its digest."""
     client = store.connect(project.tracking_uri)
@@ -43,26 +44,21 @@ def log_verdict(project: Project, version: int, verdict: Report) -> str:
     return verdict_digest(verdict)
 
 
-@answered
+@translate_errors
 def load_verdict(project: Project, version: int) -> Report | None:
     """Return the verdict that was last logged for a version, or None."""
     client = store.connect(project.tracking_uri)
     return read_verdict(client, client.get_model_version(project.name, str(version)))
 
 
-def read_verdict(client: MlflowClient, made: ModelVersion) -> Report | None:
+def read_verdict(client: MlflowClient, model_version: ModelVersion) -> Report | None:
     """Return the verdict that a version points at, or None; a store that does not answer is no answer."""
-    run_id = made.tags.get(VERDICT_TAG)
+    run_id = model_version.tags.get(VERDICT_TAG)
     if not run_id:
         return None
-    try:
+    with store.ignore_codes(*store.MISSING), contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         text = store.read_artifact(str(client.get_run(run_id).info.artifact_uri), VERDICT_FILE)
         return Report.from_dict(json.loads(text))
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     return None  # gone or cut short: there is no verdict that could carry anything
 
 

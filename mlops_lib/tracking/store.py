@@ -20,17 +20,13 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import cache as once
+from functools import cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import filelock
 import mlflow
-from mlflow.environment_variables import (
-    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
-    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
-)
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR, MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
@@ -38,15 +34,13 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from mlops_lib.errors import (
-    ProjectError,
-    StoreError,
-)
+from mlops_lib.errors import ProjectError, StoreError
 
 CONNECT_TIMEOUT_S = 5.0
+MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of what is not there: the latter for a malformed id
 BUILDING_LOCK = 0x6D6C6F7073  # key of the advisory lock, per database; "mlops" in ASCII
-# Databases that this process has looked at: a file is told by its URI and inode, so one that was replaced is looked at.
-_seen: set[tuple[str, int]] = set()
+# Databases that this process has examined: a file is its URI and inode, so one that was replaced is examined again.
+_examined: set[tuple[str, int]] = set()
 
 
 def connect(uri: str) -> MlflowClient:
@@ -64,29 +58,27 @@ def connect(uri: str) -> MlflowClient:
     """
     if not uri:
         raise ProjectError("not_loaded")
-    path, mark = sqlite_path(uri), (uri, 0)
+    path, database = sqlite_path(uri), (uri, 0)
     if path is not None:
         if not path.is_absolute():
-            raise StoreError(
-                "unreachable", uri=uri, reason="a SQLite path must be absolute, or it moves with the working folder"
-            )
+            raise _unreachable(uri, "a SQLite path must be absolute, or it moves with the working folder")
         _create_sqlite(path, uri)
         if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
             raise StoreError("read_only", uri=uri)
-        mark = (uri, path.stat().st_ino)
-        if mark not in _seen:
+        database = (uri, path.stat().st_ino)
+        if database not in _examined:
             _raise_for_sqlite(path, uri)
     elif urlsplit(uri).scheme in ("http", "https"):
         _raise_for_server(uri)
     quiet_mlflow()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    with explained(uri):
-        if mark not in _seen:
+    with translate_connect_errors(uri):
+        if database not in _examined:
             with _first_use(uri):
                 # This asks for nothing that a user of a shared server may not see.
                 MlflowClient(uri, uri).search_experiments(max_results=1)
-            _seen.add(mark)
+            _examined.add(database)
         return MlflowClient(uri, uri)
 
 
@@ -96,25 +88,19 @@ def get_experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     if experiment is not None:
         return str(experiment.experiment_id)
     root = artifact_root(uri)
-    try:
+    with ignore_codes("RESOURCE_ALREADY_EXISTS"):
         return str(client.create_experiment(name, artifact_location=f"{root}/{name}" if root else None))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return get_experiment_id(client, uri, name)  # another process was faster
+    return get_experiment_id(client, uri, name)  # another process was faster
 
 
 def download_model(model_id: str, folder: Path) -> None:
     """Copy a logged model's files to ``folder``."""
-    repository = ModelsArtifactRepository(f"models:/{model_id}")
-    files: Any = repository.repo
-    files.list_artifacts = once(files.list_artifacts)  # MLflow asks twice what is in the root
     folder.mkdir(parents=True, exist_ok=True)
-    repository.download_artifacts("", str(folder))
+    ModelsArtifactRepository(f"models:/{model_id}").download_artifacts("", str(folder))
 
 
 def read_artifact(location: str, name: str) -> str:
-    """Return the text of one file at an artifact location; MLflow's way by a run asks seven times instead of once.
+    """Return the text of one file at an artifact location.
 
     Raises
     ------
@@ -123,19 +109,14 @@ def read_artifact(location: str, name: str) -> str:
     MlflowException
         The store does not answer.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "artifact"
-        try:
-            get_artifact_repository(location)._download_file(name, str(path))
-        except (MlflowException, OSError) as error:  # those of requests are the latter too
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            is_gone = isinstance(error, FileNotFoundError) or status == http.HTTPStatus.NOT_FOUND
-            if is_gone or getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-                raise FileNotFoundError(f"{location}/{name}") from error
-            if isinstance(error, MlflowException):
-                raise
-            raise MlflowException(str(error)) from error
-        return path.read_text(encoding="utf-8")
+    repository = get_artifact_repository(location)
+    try:
+        if name in {file.path for file in repository.list_artifacts()}:
+            with tempfile.TemporaryDirectory() as folder:
+                return Path(repository.download_artifacts(name, folder)).read_text(encoding="utf-8")
+    except OSError as error:  # those of requests are OSErrors too
+        raise MlflowException(str(error)) from error
+    raise FileNotFoundError(f"{location}/{name}")
 
 
 def quiet_mlflow() -> None:
@@ -158,21 +139,19 @@ def artifact_root(uri: str) -> str | None:
 
 
 @contextlib.contextmanager
-def explained(uri: str) -> Iterator[None]:
+def translate_connect_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow, the database and its driver say of a first question into our error, without the password."""
     try:
         yield
     except ImportError as error:
-        raise StoreError(
-            "unreachable", uri=without_password(uri), reason=f"its driver is not installed: {error}"
-        ) from error
+        raise _unreachable(uri, f"its driver is not installed: {error}") from error
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
         reason, cause = explain(error, uri)
-        raise StoreError("unreachable", uri=without_password(uri), reason=reason) from cause
+        raise _unreachable(uri, reason) from cause
 
 
 @contextlib.contextmanager
-def answering(uri: str) -> Iterator[None]:
+def translate_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow and the database say in the middle of an operation into our error, without the password."""
     try:
         yield
@@ -181,6 +160,20 @@ def answering(uri: str) -> Iterator[None]:
         if getattr(error, "error_code", "") == "PERMISSION_DENIED" or "error code 403" in reason:
             raise StoreError("permission", uri=without_password(uri), reason=reason) from cause
         raise StoreError("midway", uri=without_password(uri), reason=reason) from cause
+
+
+class ignore_codes:  # noqa: N801 - reads like contextlib.suppress
+    """Pass over MLflow's errors of these codes, such as those in :data:`MISSING`."""
+
+    def __init__(self, *codes: str) -> None:
+        self.codes = codes
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        """Say whether the error is passed over."""
+        return isinstance(error, MlflowException) and error.error_code in self.codes
 
 
 def _create_sqlite(path: Path, uri: str) -> None:
@@ -202,7 +195,7 @@ def _create_sqlite(path: Path, uri: str) -> None:
     except PermissionError as error:
         raise StoreError("read_only", uri=uri) from error
     except OSError as error:
-        raise StoreError("unreachable", uri=uri, reason=error.strerror or str(error)) from error
+        raise _unreachable(uri, error.strerror or str(error)) from error
 
 
 def _build_schema(path: Path, artifacts: str) -> None:
@@ -243,7 +236,7 @@ def _is_built(connection: Connection) -> bool:
     return bool(connection.scalar(text("select count(*) from experiments")))
 
 
-@once
+@cache
 def _close_in_forks() -> None:
     """Give a forked process connections of its own: MLflow keeps its engines in a class, and a socket has one user."""
 
@@ -253,23 +246,22 @@ def _close_in_forks() -> None:
             for engine in list(module.SqlAlchemyStore._engine_map.values()) if module else ():
                 engine.dispose(close=False)  # closing would end the parent's session
 
-    os.register_at_fork(after_in_child=forget)
+    if hasattr(os, "register_at_fork"):  # elsewhere nothing forks
+        os.register_at_fork(after_in_child=forget)
 
 
 def _raise_for_sqlite(path: Path, uri: str) -> None:
-    quoted = shlex.quote(str(path))
     try:
         # Writable, since a process that was killed while it wrote leaves a journal that has to be rolled back.
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=20)) as database:
             tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
     except sqlite3.DatabaseError as error:
-        raise StoreError("broken", uri=uri, path=quoted, reason=f"SQLite says: {error}") from error
+        raise _broken(path, uri, f"SQLite says: {error}") from error
     leftovers = sorted(name for name in tables if name.startswith("_alembic_tmp_"))
     if leftovers:
-        reason = f"a migration was interrupted and left table '{leftovers[0]}'"
-        raise StoreError("broken", uri=uri, path=quoted, reason=reason)
+        raise _broken(path, uri, f"a migration was interrupted and left table '{leftovers[0]}'")
     if "experiments" not in tables:
-        raise StoreError("broken", uri=uri, path=quoted, reason="it is a SQLite file but not an MLflow store")
+        raise _broken(path, uri, "it is a SQLite file but not an MLflow store")
 
 
 def _raise_for_server(uri: str) -> None:
@@ -288,19 +280,21 @@ def _raise_for_server(uri: str) -> None:
             connection.request("GET", f"{parts.path.rstrip('/')}/health")
             status = connection.getresponse().status
     except TimeoutError as error:
-        raise StoreError(
-            "unreachable", uri=without_password(uri), reason=f"no answer in {CONNECT_TIMEOUT_S:g} s"
-        ) from error
-    except OSError as error:
-        raise StoreError("unreachable", uri=without_password(uri), reason=error.strerror or str(error)) from error
-    except ValueError as error:
-        raise StoreError("unreachable", uri=without_password(uri), reason=str(error)) from error
+        raise _unreachable(uri, f"no answer in {CONNECT_TIMEOUT_S:g} s") from error
+    except (OSError, ValueError) as error:
+        raise _unreachable(uri, getattr(error, "strerror", "") or str(error)) from error
     except http.client.HTTPException as error:
-        raise StoreError(
-            "unreachable", uri=without_password(uri), reason="what answers there does not speak HTTP"
-        ) from error
+        raise _unreachable(uri, "what answers there does not speak HTTP") from error
     if status >= 500:
-        raise StoreError("unreachable", uri=without_password(uri), reason=f"it answers with HTTP status {status}")
+        raise _unreachable(uri, f"it answers with HTTP status {status}")
+
+
+def _unreachable(uri: str, reason: str) -> StoreError:
+    return StoreError("unreachable", uri=without_password(uri), reason=reason)
+
+
+def _broken(path: Path, uri: str, reason: str) -> StoreError:
+    return StoreError("broken", uri=uri, path=shlex.quote(str(path)), reason=reason)
 
 
 def without_password(uri: str) -> str:
@@ -312,5 +306,5 @@ def without_password(uri: str) -> str:
 def explain(error: Exception, uri: str) -> tuple[str, Exception | None]:
     """Return an error's first line without the URI's password, and the error as a cause if a traceback may show it."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
-    told = [line for line in lines if not line.startswith("(raised as a result of")]  # SQLAlchemy's aside
-    return (told or lines)[0][:200].replace(uri, without_password(uri)), None if "@" in uri else error
+    texts = [line for line in lines if not line.startswith("(raised as a result of")]  # SQLAlchemy's aside
+    return (texts or lines)[0][:200].replace(uri, without_password(uri)), None if "@" in uri else error

@@ -103,7 +103,7 @@ def test_a_training_process_that_is_killed_leaves_nothing_that_can_be_promoted(
         assert model.status != LoggedModelStatus.PENDING
         with raises(ModelError, "run"):
             registry.register(project, f"models:/{model.model_id}")
-    assert registry.list_versions(project) == []
+    assert registry.list_versions(project) == ()
     assert check_store(project).passed
     record(
         7,

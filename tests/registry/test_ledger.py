@@ -15,7 +15,7 @@ from conftest import on_postgres, register_model
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from refusals import raises
-from stages import aliases, clone, force_to_prod, judge, standing
+from stages import aliases, clone, force_to_prod, judge, ledger_of, standing
 
 from mlops_lib import models, registry
 from mlops_lib.errors import (
@@ -29,10 +29,6 @@ from mlops_lib.project import Project
 from mlops_lib.registry import ledger, versions
 from mlops_lib.report import Report
 from mlops_lib.tracking import store
-
-
-def ledger_of(project: Project) -> str:
-    return str(registry.ledger_run_id(project))
 
 
 def claim_of(project: Project) -> Any:
@@ -417,7 +413,7 @@ def test_a_version_of_prod_that_was_deleted_behind_our_back_stops_nothing_else(p
 def test_nothing_registered_is_nothing_wrong(project: Project) -> None:
     assert registry.check_ledger(project).passed
     assert registry.repair_aliases(project) == ()
-    assert registry.ledger_run_id(project) is None
+    assert ledger_of(project) == ""
 
 
 # --- many versions -----------------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ import workers
 from conftest import FEATURES, copy_store, make_model, make_project, make_rows, read_labelled, register_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mlflow.entities import FileInfo
 from mlflow.tracking import MlflowClient
 from refusals import raises
-from stages import aliases, bring_to_prod, clone, force_to_prod, judge, standing
+from stages import aliases, bring_to_prod, clone, force_to_prod, judge, ledger_of, standing
 
 from mlops_lib import data, models, registry, tracking
 from mlops_lib.errors import (
@@ -60,7 +61,7 @@ def test_versions_are_listed_newest_first_with_their_stages(project: Project, ve
 
 
 def test_nothing_is_registered_yet(project: Project) -> None:
-    assert registry.list_versions(project) == []
+    assert registry.list_versions(project) == ()
     assert registry.history(project) == ()
     assert standing(project) == {"dev": None, "staging": None, "prod": None}
     with pytest.raises(NotFoundError, match=r"Stages with a version: none"):
@@ -125,7 +126,7 @@ def test_a_pending_model_is_no_version(project: Project) -> None:
     model = client.create_logged_model(experiment_id)
     with pytest.raises(ModelError, match=r"PENDING, not READY"):
         registry.register(project, f"models:/{model.model_id}")
-    assert registry.list_versions(project) == []
+    assert registry.list_versions(project) == ()
 
 
 def test_a_model_of_a_failed_run_is_no_version(project: Project) -> None:
@@ -135,7 +136,7 @@ def test_a_model_of_a_failed_run_is_no_version(project: Project) -> None:
         _ = 1 / 0
     with pytest.raises(ModelError, match=r"is FAILED"):
         registry.register(project, logged[0].model_uri)
-    assert registry.list_versions(project) == []
+    assert registry.list_versions(project) == ()
 
 
 def test_a_model_of_a_deleted_run_is_no_version(project: Project) -> None:
@@ -174,7 +175,7 @@ def test_a_model_changed_between_logging_and_registering_is_no_version(project: 
     spoil(logged.model_uri)
     with pytest.raises(ModelFileError, match=r"file 'model.skops' has been changed"):
         registry.register(project, logged.model_uri)
-    assert registry.list_versions(project) == []
+    assert registry.list_versions(project) == ()
 
 
 def test_a_metric_that_is_no_number_is_not_shown_for_a_version(project: Project) -> None:
@@ -182,7 +183,7 @@ def test_a_metric_that_is_no_number_is_not_shown_for_a_version(project: Project)
         logged = log_model(project)
     with pytest.raises(MlopsError, match=r"needs a finite number"):
         registry.register(project, logged.model_uri, metrics={"val_roc_auc": float("nan")})
-    assert registry.list_versions(project) == []
+    assert registry.list_versions(project) == ()
 
 
 def folder_of(model_uri: str) -> Path:
@@ -325,13 +326,20 @@ def test_a_promotion_without_proof_that_still_holds_is_refused(project: Project,
 
 
 @pytest.mark.usefixtures("version")
+@pytest.mark.parametrize("is_listed", [False, True])
 def test_a_store_that_is_away_is_not_called_a_missing_verdict(
-    project: Project, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch, is_listed: bool
 ) -> None:
     judge(project, 1)
 
     class Away:
-        def _download_file(self, name: str, path: str) -> None:
+        def list_artifacts(self) -> list[FileInfo]:
+            return [FileInfo(verdicts.VERDICT_FILE, False, 1)] if is_listed else self.reset()
+
+        def download_artifacts(self, name: str, folder: str) -> str:
+            return self.reset()
+
+        def reset(self) -> Any:
             raise ConnectionResetError("Connection reset by peer")
 
     with monkeypatch.context() as patch:
@@ -524,11 +532,32 @@ def test_rollback_never_goes_forward_by_itself(three_in_prod: Project) -> None:
     assert registry.current(three_in_prod, "prod") == 1
 
 
+def test_history_and_versions_are_tuples_that_a_notebook_shows_as_tables(project: Project) -> None:
+    for records in (registry.history(project), registry.list_versions(project)):
+        assert records == ()
+        assert records.frame().empty, "with its columns, though there is nothing to show"
+    assert registry.history(project).head == "0" * 64
+    first = register_model(project)
+    second = registry.register(project, f"models:/{first.model_id}", metrics={"test_mae": 0.7})
+    registry.promote(project, second.version, "staging", force=True, reason="first ever <3")
+    entries, versions = registry.history(project), registry.list_versions(project)
+    frame = entries.frame()
+    assert list(frame.index) == [entry.number for entry in entries] == [1, 2, 3]
+    assert [entry.hash for entry in entries][-1] == entries.head
+    assert frame["at"].dt.tz is not None
+    assert frame.loc[2, "from_version"] == 1
+    assert frame["from_version"].isna().tolist() == [True, False, True]
+    assert "first ever &lt;3" in entries._repr_html_()
+    assert "first ever <3" in repr(entries)
+    frame = versions.frame()
+    assert [version.version for version in versions] == list(frame.index) == [2, 1]
+    assert frame.loc[2, "stages"] == "dev, staging"
+    assert frame.loc[2, "test_mae"] == 0.7
+    assert frame["test_mae"].isna().tolist() == [False, True]
+    assert versions[0].digest == frame.loc[2, "digest"]
+
+
 # --- the ledger --------------------------------------------------------------------------------------------------
-
-
-def ledger_of(project: Project) -> str:
-    return str(registry.ledger_run_id(project))
 
 
 def write_sql(project: Project, statement: str, *values: object) -> None:
@@ -634,7 +663,7 @@ def test_a_version_deleted_while_prod_points_to_it_is_told(project: Project, ver
 def test_a_model_that_plain_mlflow_registered_is_adopted(project: Project) -> None:
     client = store.connect(project.tracking_uri)
     client.create_registered_model("toy")
-    assert registry.list_versions(project) == []
+    assert registry.list_versions(project) == ()
     assert register_model(project).version == 1
     assert len(registry.history(project)) == 1
 

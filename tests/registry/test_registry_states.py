@@ -20,7 +20,7 @@ from stages import aliases, force_to_prod, standing
 from mlops_lib import data, registry, tracking
 from mlops_lib.errors import MlopsError
 from mlops_lib.project import Project
-from mlops_lib.registry.ledger import Ledger
+from mlops_lib.registry import Ledger
 from mlops_lib.report import Report, Row
 
 STAGES = ("dev", "staging", "prod")

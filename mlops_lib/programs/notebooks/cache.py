@@ -77,4 +77,4 @@ def _is_unchanged(project: Project, entry: Mapping[str, Any]) -> bool:
         return bool(path.is_file() and data.fingerprint_file(path) == entry["content"])
     if entry["kind"] == "stage":
         return bool(registry.current(project, entry["name"]) == entry["content"])
-    return bool(registry.ledger_head(registry.read_ledger(project)) == entry["content"])
+    return bool(registry.read_ledger(project).head == entry["content"])

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from refusals import raises
+from stages import ledger_of
 
 from mlops_lib import data, registry, tracking
 from mlops_lib.errors import NotFoundError
@@ -196,7 +197,7 @@ def test_a_changed_model_file_and_a_broken_ledger_are_told(in_prod: Project, fil
     report = operate.examine(file)
     assert {name for name, status in rows_of(report).items() if status == "failed"} == {"dev", "staging", "prod"}
     client = store.connect(in_prod.tracking_uri)
-    client.log_param(str(registry.ledger_run_id(in_prod)), "note", "x")
+    client.log_param(ledger_of(in_prod), "note", "x")
     assert rows_of(operate.examine(file))["ledger"] == "failed"
 
 
