@@ -1,0 +1,140 @@
+"""What commands share: the project, common options, the one handler of errors, how an answer is printed.
+
+Results go to stdout, progress to stderr. Exit codes: 0 yes; 1 error; 2 usage; 3 it worked and the answer is no (a gate
+failed, drift was found).
+
+>>> @command  # doctest: +SKIP
+... @reason_option
+... def freeze(project: Project, reason: str) -> Entry: ...
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlops_lib.errors import MlopsError, RefusedError
+from mlops_lib.report import table_lines
+
+if TYPE_CHECKING:
+    from mlops_lib.project import Project
+
+NO = 3  # it worked and the answer is no
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+reason_option = click.option("--reason", required=True, help="Why; written in the history.")
+stage_option = click.option("--stage", help="Stage whose version is used; default the last one, prod.")
+
+
+def _read_master(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    """Return the master that --on names."""
+    from mlops_lib.programs.batch import cluster
+
+    engine, _equals, master = (text or "").partition("=")
+    if text is not None and engine != "spark":
+        raise click.UsageError(f"--on takes spark or spark=MASTER, not '{text}'")
+    return None if text is None else master or cluster.LOCAL
+
+
+spark_option = click.option(
+    "--on",
+    "master",
+    metavar="spark[=MASTER]",
+    callback=_read_master,
+    help="Run on Spark: local[*], or spark://… or sc://… as MASTER.",
+)
+
+
+class Commands(click.Group):
+    """The one handler of errors: one line in red and exit 1; ``--debug`` shows the traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of the loop, not of the alphabet."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; the refusals of a move between stages are answers (3), every other error is 1."""
+        try:
+            return super().invoke(ctx)
+        except MlopsError as error:
+            if ctx.find_root().params.get("debug"):
+                raise
+            click.secho(str(error), fg="red", err=True)
+            ctx.exit(NO if isinstance(error, RefusedError) else 1)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command has to say: a value for machines, lines for people, and whether that is a yes."""
+
+    value: Any
+    lines: Sequence[str]
+    passed: bool = True
+
+    def to_dict(self) -> Any:
+        """Return the value that ``--json`` prints."""
+        return self.value
+
+    def __str__(self) -> str:
+        """Return the text for people."""
+        return "\n".join(self.lines)
+
+
+def command(function: Callable[..., Any]) -> click.Command:
+    """Make a command, with ``--json``, of a function of the project and the options that returns the answer."""
+
+    @functools.wraps(function)
+    def call(as_json: bool, **options: Any) -> None:
+        print_answer(function(load_project(), **options), as_json)
+
+    command = click.command(call)
+    command.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."))
+    return command
+
+
+def load_project() -> Project:
+    """Return the project of the file that ``--project`` names, or of the one that is found."""
+    from mlops_lib import project
+
+    return project.load_project(click.get_current_context().obj)
+
+
+def print_answer(answer: Any, as_json: bool) -> None:
+    """Print an answer as JSON for machines or as text for people; end with 0 for yes and 3 for no.
+
+    Reports, comparisons and entries of the ledger are answers, as everything is that has a text, ``to_dict()`` or
+    fields, and perhaps ``passed``.
+    """
+    if as_json:
+        value = answer.to_dict() if hasattr(answer, "to_dict") else asdict(answer)
+        click.echo(json.dumps(value, default=str, indent=1))
+    else:
+        click.echo(str(answer))
+    click.get_current_context().exit(0 if getattr(answer, "passed", True) else NO)
+
+
+def table_of(header: list[str], rows: Iterable[Iterable[object]]) -> list[str]:
+    """Return the lines of a table, or of its emptiness."""
+    rows = list(rows)
+    return table_lines([header, *rows]) if rows else ["none"]
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on stderr, silent where that is no terminal; yield what tells it how far things are."""
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, unit_scale=True, disable=None, file=sys.stderr, leave=False) as bar:
+
+        def progress(n_done: int, n_all: int | None, text: str = "") -> None:
+            bar.total, bar.n = n_all, n_done
+            bar.set_description_str(text[:40])
+
+        yield progress

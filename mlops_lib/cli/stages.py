@@ -1,0 +1,237 @@
+"""Commands about versions and stages: models, show, compare, contract, every move, and the history of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlops_lib.cli.options import Answer, command, reason_option, table_of
+from mlops_lib.errors import NotFoundError
+from mlops_lib.report import table_lines
+
+if TYPE_CHECKING:
+    from mlops_lib.gates import Comparison
+    from mlops_lib.project import Project
+    from mlops_lib.registry import Entry
+
+
+@command
+def models(project: Project) -> Answer:
+    """List every version with its stages and metrics, newest first.
+
+    Example: mlops models
+    """
+    from mlops_lib import registry
+
+    versions = registry.list_versions(project)
+    names = sorted({name for version in versions for name in version.metrics})
+    rows = [
+        [v.version, ", ".join(v.stages), *(v.metrics.get(n) for n in names), v.created_at, v.description]
+        for v in versions
+    ]
+    header = ["version", "stages", *names, "registered", "description"]
+    return Answer([asdict(v) for v in versions], table_of(header, rows))
+
+
+@command
+@click.argument("version")
+def show(project: Project, version: str) -> Answer:
+    """Show a version: where it came from, what it was trained on, what it passed.
+
+    Example: mlops show prod
+    """
+    from mlops_lib import registry
+
+    shown = registry.get_version(project, version)
+    lineage = registry.read_lineage(project, shown)
+    verdict = registry.load_verdict(project, shown.version)
+    head: list[list[object]] = [
+        ["version", f"{shown.version} of '{shown.name}', stages: {', '.join(shown.stages) or 'none'}"],
+        ["registered", f"{shown.created_at}  {shown.description}"],
+        ["digest", shown.digest],
+        *([name, value] for name, value in {**shown.metrics, **lineage}.items()),
+    ]
+    lines = [*table_lines(head), "", str(verdict) if verdict else "no verdict on it yet: run 03_validate"]
+    return Answer({**asdict(shown), "lineage": lineage, "verdict": verdict.to_dict() if verdict else None}, lines)
+
+
+@command
+@click.argument("first")
+@click.argument("second")
+@click.option("--period", "periods", multiple=True, help="Labelled period to score with both; may be repeated.")
+def compare(project: Project, first: str, second: str, periods: tuple[str, ...]) -> Comparison:
+    """Compare two versions: metrics on the same rows, parameters, contract, data, environment, code.
+
+    Example: mlops compare prod staging
+    """
+    from mlops_lib import gates
+
+    return gates.compare_versions(project, first, second, periods=periods or None)
+
+
+@command
+@click.argument("version")
+@click.argument("other", required=False)
+def contract(project: Project, version: str, other: str | None) -> Answer:
+    """Show what rows a version takes; with OTHER, whether tables made for VERSION can feed it. Exit 3 on breaking.
+
+    Example: mlops contract prod 7
+    """
+    from mlops_lib import contracts, registry
+
+    def read(which: str) -> contracts.Contract:
+        release = registry.load_model(project, which)
+        if not release.files.contract:
+            raise NotFoundError("contract", name=release.name, version=release.version)
+        return contracts.Contract.from_dict(release.files.contract)
+
+    if other is None:
+        contract = read(version)
+        return Answer({**contract.to_dict(), "digest": contract.digest}, [str(contract)])
+    report = contracts.compare_contracts(read(version), read(other))
+    lines = [f"{other} against {version}: {report.facts['compatibility']}", str(report)]
+    return Answer(report.to_dict(), lines, report.passed)
+
+
+# --- moves -------------------------------------------------------------------------------------------------------
+
+
+@command
+@click.argument("version", type=int)
+@click.argument("stage")
+@click.option("--reason", default="", help="Why; written in the history.")
+@click.option("--force", is_flag=True, help="Move although gates failed; takes a reason, stays in the history.")
+def promote(project: Project, version: int, stage: str, **options: Any) -> Entry:
+    """Move a version to the next stage, on the verdict that 03_validate logged for it.
+
+    Example: mlops promote 7 staging --reason "best of four on April"
+    """
+    from mlops_lib import registry
+
+    return registry.promote(project, version, stage, **options)
+
+
+@command
+@click.argument("stage")
+@click.option("--to", type=int, help="Version to go back to; default the one before.")
+@reason_option
+def rollback(project: Project, stage: str, **options: Any) -> Entry:
+    """Move a stage back to a version that it had, verified and loaded first.
+
+    Example: mlops rollback prod --reason "complaints from EWR"
+    """
+    from mlops_lib import registry
+
+    return registry.rollback(project, stage, **options)
+
+
+@command
+@click.argument("version", type=int)
+@click.argument("stage")
+@reason_option
+def approve(project: Project, version: int, stage: str, reason: str) -> Entry:
+    """Agree, as a second person, that a version is promoted to a stage that needs one.
+
+    Example: mlops approve 7 prod --reason "read the report of April"
+    """
+    from mlops_lib import registry
+
+    return registry.approve(project, version, stage, reason=reason)
+
+
+@command
+@click.argument("stage")
+@reason_option
+def freeze(project: Project, stage: str, reason: str) -> Entry:
+    """Keep a stage as it is: no promotion, no force, no rollback until it is unfrozen.
+
+    Example: mlops freeze prod --reason "holiday traffic"
+    """
+    from mlops_lib import registry
+
+    return registry.freeze(project, stage, reason=reason)
+
+
+@command
+@click.argument("stage")
+@reason_option
+def unfreeze(project: Project, stage: str, reason: str) -> Entry:
+    """Let a frozen stage move again.
+
+    Example: mlops unfreeze prod --reason "holidays are over"
+    """
+    from mlops_lib import registry
+
+    return registry.unfreeze(project, stage, reason=reason)
+
+
+@command
+@click.argument("version", type=int)
+@reason_option
+def delete(project: Project, version: int, reason: str) -> Entry:
+    """Delete a version that no stage has and no rollback could need; its history stays.
+
+    Example: mlops delete 3 --reason "trained on the wrong month"
+    """
+    from mlops_lib import registry
+
+    return registry.delete_version(project, version, reason=reason)
+
+
+# --- looking back ------------------------------------------------------------------------------------------------
+
+
+def _read_time(_: click.Context, __: click.Parameter, text: str | None) -> datetime | None:
+    """Return the time that --at names."""
+    try:
+        return datetime.fromisoformat(text) if text is not None else None
+    except ValueError:
+        raise click.BadParameter(f"'{text}' is no time such as 2026-11-01T12:00Z", param_hint="--at") from None
+
+
+@command
+@click.argument("stage", required=False)
+@click.option("--at", callback=_read_time, help="Show what each stage had then instead, such as 2026-11-01T12:00Z.")
+def history(project: Project, stage: str | None, at: datetime | None) -> Answer:
+    """Tell who moved what, when, why and on which evidence; forced moves are red. Or what every stage had at a time.
+
+    Example: mlops history prod
+    """
+    from mlops_lib import registry
+
+    if at is not None:
+        return _describe_standing(project, stage, at)
+    entries = registry.history(project, stage)
+    header = ["#", "when", "who", "move", "stage", "version", "from", "evidence", "why"]
+    rows = [
+        [e.number, e.at[:19], e.actor, e.action, e.stage, e.version or None, e.from_version, e.verdict[:12], e.reason]
+        for e in entries
+    ]
+    return Answer([asdict(entry) for entry in entries], _redden(table_of(header, rows), entries))
+
+
+def _describe_standing(project: Project, stage: str | None, at: datetime) -> Answer:
+    """Tell what one stage, or each, had at a time."""
+    from mlops_lib import registry
+
+    if stage is not None:
+        project.raise_for_stage(stage)
+    standing = {name: entry for name, entry in registry.as_of(project, at).items() if stage in (None, name)}
+    header = ["stage", "version", "since", "who", "move", "why"]
+    rows: list[list[object]] = [
+        [name, e.version, e.at[:19], e.actor, e.action, e.reason] if e else [name, "", "", "", "", "empty"]
+        for name, e in standing.items()
+    ]
+    stages = {name: asdict(entry) if entry else None for name, entry in standing.items()}
+    lines = _redden(table_of(header, rows), standing.values())
+    return Answer({"at": at.isoformat(), "stages": stages}, lines)
+
+
+def _redden(lines: list[str], entries: Iterable[Entry | None]) -> list[str]:
+    """Return the lines of a table, those of forced moves in red; the first line is the header."""
+    is_forced = [False, *(entry is not None and entry.action == "force" for entry in entries)]
+    return [click.style(line, fg="red") if red else line for line, red in zip(lines, is_forced, strict=False)]
