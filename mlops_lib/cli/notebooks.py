@@ -77,20 +77,23 @@ def _run_several(
     project: Project, calls: list[tuple[Path, dict[str, Any]]], n_jobs: int, as_json: bool, options: dict[str, Any]
 ) -> None:
     """Run notebooks side by side; each is told as it ends, or all of them as JSON at the end."""
+    from tqdm import tqdm
+
     from mlops_lib.programs.notebooks.jobs import run_notebooks
 
     outcomes: dict[int, dict[str, Any]] = {}
     with progress_bar("notebook") as progress:
 
         def ended(index: int, outcome: NotebookRun | Exception) -> None:
-            progress(len(outcomes) + 1, len(calls))
-            if isinstance(outcome, Exception):
-                outcomes[index] = {"notebook": calls[index][0].name, "error": str(outcome)}
-                click.secho(str(outcome), fg="red", err=True)
-            else:
-                outcomes[index] = _describe(outcome)
-                if not as_json:
-                    click.echo(str(outcome))
+            with tqdm.external_write_mode():  # the bar makes room
+                if isinstance(outcome, Exception):
+                    outcomes[index] = {"notebook": calls[index][0].name, "error": str(outcome)}
+                    click.secho(str(outcome), fg="red", err=True)
+                else:
+                    outcomes[index] = _describe(outcome)
+                    if not as_json:
+                        click.echo(str(outcome))
+            progress(len(outcomes), len(calls))
 
         progress(0, len(calls))
         try:
