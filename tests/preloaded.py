@@ -12,6 +12,6 @@ import sqlalchemy.dialects.sqlite
 import workers
 
 import mlops_lib.programs.batch
-from mlops_lib.programs.notebooks import run
+from mlops_lib.programs.notebooks import page, run
 
-run._exporter()
+page.load_exporter()

@@ -205,7 +205,7 @@ def _parse(given: tuple[str, ...], signature: Mapping[str, Any]) -> dict[str, An
 def check(
     ctx: click.Context, names: tuple[str, ...], force: bool, update: bool, cell_timeout_s: int, as_json: bool
 ) -> None:
-    """Check committed notebooks: style, and every output against a fresh run. Exit 3 if one does not hold.
+    """Check committed notebooks: order, types, ruff, and every output against a fresh run. Exit 3 if one does not hold.
 
     Example: mlops check --all
     """

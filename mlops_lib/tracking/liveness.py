@@ -1,10 +1,12 @@
 """Which open runs are alive: who runs them, when that was last heard of, and how they are closed.
 
-A run names its process in the tag ``mlops.runner``: ``running HOST PID START BOOT NAMESPACE MACHINE``, and its process
-writes the time into ``mlops.heartbeat`` every 15 s. On the same machine a run is dead when no process of that number
-and start time is left. On another one it is dead when its heartbeat is older than the lease of 120 s *and* ten minutes
-more: the time is the runner's own, so that clocks may differ by that much, and a runner that cannot write for 120 s has
-ended its kernel long before anybody judges it. A run that was marked dead stays so, whatever its process does later.
+A run names its process in the tag ``mlops.runner``: ``running HOST PID START INIT``, where INIT is the start of the
+first process of its machine or container, and its process writes the time into ``mlops.heartbeat`` every 15 s. In the
+same place a run is dead when no process of that number and start is left. In another one (another host, another
+container of the same name, before a reboot, before the clock was set) it is dead when its heartbeat is older than the
+lease of 120 s *and* ten minutes more: the time is the runner's own, so that clocks may differ by that much, and a
+runner that cannot write for 120 s has ended its kernel long before anybody judges it. A run that was marked dead stays
+so, whatever its process does later.
 
 >>> with heartbeat(client, run_id):  # doctest: +SKIP
 ...     work()
@@ -20,8 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache as once
-from pathlib import Path
 
 import psutil
 from mlflow.entities import Run, RunTag
@@ -33,6 +33,7 @@ REAPED_TAG = "mlops.reaped"
 HEARTBEAT_S = 15.0
 LEASE_S = 120.0
 CLOCKS_S = 600.0  # how far the clocks of two machines may differ
+GONE = "-"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ def open_tags() -> dict[str, str]:
 
 def describe_runner(state: str) -> str:
     """Return the tag ``mlops.runner`` of this process; ``state`` is ``running`` or a status."""
-    host, *place = _read_place()
-    return " ".join((state, host, str(os.getpid()), _start_time(os.getpid()), *place))
+    return " ".join((state, _host(), str(os.getpid()), _start_time(os.getpid()), _start_time(1)))
 
 
 @contextlib.contextmanager
@@ -129,13 +129,13 @@ def find_dead_runs(client: MlflowClient, experiment_ids: Sequence[str], *, every
     says FINISHED at the end of a ``with mlflow.start_run()``. Otherwise the word is the status that its process was
     about to give it.
     """
-    host = "%" if everywhere else f"{_read_place()[0]} %"
+    host = "%" if everywhere else f"{_host()} %"
     opened = f"tags.`{RUNNER_TAG}` LIKE 'running {host}'"
     closing = f"tags.`{RUNNER_TAG}` LIKE '% {host}' and attributes.status = 'RUNNING'"
     ids = list(experiment_ids)
     runs = [run for query in (opened, closing) for run in client.search_runs(ids, query, max_results=1000)]
-    found = (_judge(run) for run in {run.info.run_id: run for run in runs}.values())
-    return [dead for dead in found if dead]
+    verdicts = (_judge(run) for run in {run.info.run_id: run for run in runs}.values())
+    return [dead for dead in verdicts if dead]
 
 
 def reap_runs(client: MlflowClient, experiment_ids: Sequence[str], *, everywhere: bool = False) -> list[DeadRun]:
@@ -157,25 +157,16 @@ def reap_runs(client: MlflowClient, experiment_ids: Sequence[str], *, everywhere
 def _judge(run: Run) -> DeadRun | None:
     runner = run.data.tags[RUNNER_TAG]
     state, *facts = runner.split(" ")
-    if len(facts) != 6 or not (state == "running" or run.info.status == "RUNNING"):
+    if len(facts) != 4 or not (state == "running" or run.info.status == "RUNNING"):
         return None
-    alive, reason = _is_alive(*facts), f"process {facts[1]} was found gone"
-    if alive is None:
+    host, pid, start, init = facts
+    if host == _host() and init == _start_time(1) != GONE:
+        alive, reason = _start_time(int(pid)) == start, f"process {pid} was found gone"
+    else:
         heard = _parse(run.data.tags.get(HEARTBEAT_TAG, ""))
         alive = heard is None or (datetime.now(UTC) - heard).total_seconds() <= LEASE_S + CLOCKS_S
-        reason = f"process {facts[1]} of host '{facts[0]}' was last heard of at {heard}, found dead"
+        reason = f"process {pid} of host '{host}' was last heard of at {heard}, found dead"
     return None if alive else DeadRun(str(run.info.run_id), "KILLED" if state == "running" else state, runner, reason)
-
-
-def _is_alive(host: str, pid: str, started: str, *place: str) -> bool | None:
-    """Return whether a process lives, or None where that cannot be seen from here."""
-    here_host, *here = _read_place()
-    boot, _, machine = place
-    if host == here_host and boot != here[0] and machine == here[2] != "-":
-        return False  # this machine has been started anew since
-    if host != here_host or list(place) != here:
-        return None
-    return _start_time(int(pid)) == started
 
 
 def _now() -> str:
@@ -189,31 +180,14 @@ def _parse(time_text: str) -> datetime | None:
         return None
 
 
+def _host() -> str:
+    return socket.gethostname().replace(" ", "-") or "-"
+
+
 def _start_time(pid: int) -> str:
-    """Return when a process started; ``-`` for one that is gone, or dead and not yet buried by its parent."""
-    if Path("/proc/self/stat").exists():  # in ticks since the boot, which do not move when the clock is set
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:
-            return "-"
-        return "-" if fields[0] in "ZX" else fields[19]
+    """Return when a process started; ``-`` for one that is gone, hidden, or dead and not yet buried by its parent."""
     try:
-        return str(psutil.Process(pid).create_time())
+        process = psutil.Process(pid)
+        return GONE if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
     except psutil.Error:
-        return "-"
-
-
-@once
-def _read_place() -> tuple[str, str, str, str]:
-    """Return host, boot, process namespace (containers may share a host's name) and machine, ``-`` where unknown."""
-
-    def read(file: str) -> str:
-        try:
-            path = Path(file)
-            return (path.readlink().name if path.is_symlink() else path.read_text(encoding="utf-8").strip()) or "-"
-        except OSError:
-            return "-"
-
-    files = ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid", "/etc/machine-id")
-    boot, namespace, machine = (read(file) for file in files)
-    return socket.gethostname().replace(" ", "-") or "-", boot, namespace, machine
+        return GONE

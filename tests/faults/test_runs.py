@@ -1,6 +1,6 @@
 """Runs that end badly: what the tools alone say of them, and what a killed training process leaves behind.
 
-What the runner says of a notebook that ends badly is in tests/test_notebooks.py.
+What the runner says of a notebook that ends badly is in tests/programs/notebooks/test_notebooks.py.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ import nbformat
 import papermill
 import pytest
 from nbconvert import HTMLExporter
+from notebook_files import count_runs, last_run, write_notebook
 from playwright.sync_api import Page, sync_playwright
 from refusals import raises
 from test_browser import CHROMIUM, FLAGS
-from test_notebooks import count_runs, last_run, write_notebook
 
 from mlops_lib import registry, tracking
 from mlops_lib.errors import NotebookError, NotFoundError, ParameterError

@@ -1,7 +1,6 @@
-"""Notebooks as typed, tracked functions: parameters, run, result.
+"""Notebooks as typed, tracked functions: parameters, run, cache, sweeps, check.
 
-``record_result`` is called inside a notebook, ``run_notebook`` outside. Names are imported on first use, so that a
-kernel that only records its result does not pay for papermill and nbformat.
+Names are imported on first use, so that a check that finds nothing changed does not pay for papermill and MLflow.
 
 >>> run = notebooks.run_notebook(project, "notebooks/02_train.ipynb", {"family": "logistic"})  # doctest: +SKIP
 >>> run.result["version"]  # doctest: +SKIP
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from mlops_lib.programs.notebooks.run import NotebookRun, reap_dead_runs, run_notebook
     from mlops_lib.programs.notebooks.signature import Parameter, read_signature
     from mlops_lib.programs.notebooks.sweeps import Sweep, sweep
-    from mlops_lib.tracking import record_result
 
 __all__ = [
     "NotebookRun",
@@ -27,7 +25,6 @@ __all__ = [
     "check_notebooks",
     "read_signature",
     "reap_dead_runs",
-    "record_result",
     "run_notebook",
     "run_notebooks",
     "sweep",
@@ -36,7 +33,6 @@ __all__ = [
 _HOMES = {
     "check_notebooks": "check",
     "update_notebooks": "check",
-    "record_result": "result",
     "NotebookRun": "run",
     "run_notebook": "run",
     "run_notebooks": "jobs",

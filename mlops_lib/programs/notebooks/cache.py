@@ -1,16 +1,13 @@
 """When a notebook need not run again: the key of a run, and whether what it read is still the same.
 
-The key covers what can be known beforehand: code cells, parameters, kernel, project file, library, lock, Python. What a
-run read is recorded while it runs (:mod:`mlops_lib.data.reads`) and stored with it. A finished run with the same key
-whose inputs are all unchanged is returned instead of running; markdown, outputs and names do not matter.
+The key covers what can be known beforehand: code cells, parameters, kernel, project file, library, packages, lock,
+Python. What a run read is recorded while it runs (:mod:`mlops_lib.data.reads`) and stored with it. A finished run with
+the same key whose inputs are all unchanged is returned instead of running; markdown, outputs and names do not matter.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,8 @@ from typing import Any
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import data, registry
+from mlops_lib import registry
+from mlops_lib.programs.notebooks import keys
 from mlops_lib.project import Project
 from mlops_lib.tracking import store
 
@@ -38,30 +36,25 @@ def compute_key(
         for cell in notebook["cells"]
         if cell["cell_type"] == "code"
     ]
-    library = sorted(Path(__file__).parents[2].rglob("*.py"))
-    lock = project.root / "requirements.lock"
     facts = {
         "name": path.name,  # of the executed copy, which is not in the run of another notebook with the same cells
         "cells": cells,
-        "parameters": {name: repr(value) for name, value in sorted(values.items())},
+        "parameters": {name: repr(value) for name, value in values.items()},
         "kernel": kernel_name,
-        "project": data.fingerprint_file(project.file) if project.file else "",
-        "library": [[path.name, data.fingerprint_file(path)] for path in library],
-        "lock": data.fingerprint_file(lock) if lock.is_file() else "",
-        "python": [sys.version, platform.machine()],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    files = [path for path in (project.file, project.root / "requirements.lock") if path]
+    return keys.compute_key(facts, files)
 
 
 def find_run(project: Project, client: MlflowClient, experiment_id: str, key: str) -> Run | None:
     """Return the newest finished run with ``key`` whose inputs are all unchanged, or None."""
-    found = client.search_runs(
+    runs = client.search_runs(
         [experiment_id],
         f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
         max_results=20,
     )
-    for run in found:
+    for run in runs:
         try:
             inputs = json.loads(store.read_artifact(run.info.artifact_uri, INPUTS_FILE))
         except FileNotFoundError:  # somebody has deleted what it read and wrote
@@ -73,8 +66,7 @@ def find_run(project: Project, client: MlflowClient, experiment_id: str, key: st
 
 def _is_unchanged(project: Project, entry: Mapping[str, Any]) -> bool:
     if entry["kind"] == "file":
-        path = Path(entry["name"])
-        return bool(path.is_file() and data.fingerprint_file(path) == entry["content"])
+        return bool(keys.fingerprint(Path(entry["name"])) == entry["content"])
     if entry["kind"] == "stage":
         return bool(registry.current(project, entry["name"]) == entry["content"])
     return bool(registry.read_ledger(project).head == entry["content"])

@@ -13,11 +13,9 @@ from papermill.engines import Engine
 if TYPE_CHECKING:
     import nbformat
 
-    from mlops_lib.programs.notebooks.run import _Execution
-
 
 class MlopsEngine(Engine):  # type: ignore[misc] # papermill ships no types
-    """Drive a notebook that papermill has loaded and parameterized."""
+    """Run a notebook that papermill has loaded and parameterized."""
 
     @classmethod
     def execute_notebook(
@@ -25,13 +23,12 @@ class MlopsEngine(Engine):  # type: ignore[misc] # papermill ships no types
         nb: nbformat.NotebookNode,
         kernel_name: str,
         output_path: str | None = None,
-        execution: _Execution | None = None,
         input_path: str | None = None,
         **_: Any,
     ) -> nbformat.NotebookNode:
-        """Execute ``nb``; unlike papermill's own manager, never stamp a cell that did not run as completed."""
+        """Run ``nb``; unlike papermill's own manager, never stamp a cell that did not run as completed."""
         from mlops_lib.programs.notebooks import run  # noqa: PLC0415 - see above
 
-        execution = execution or run.execution_of(nb, Path(str(input_path)))
+        execution = run.prepare_execution(nb, Path(str(input_path)), kernel_name)
         execution.run(nb, kernel_name, Path(output_path) if output_path else None)
         return nb

@@ -1,39 +1,21 @@
 """Several notebooks in one process, some at a time: what ``mlops run`` of many and a sweep have in common.
 
-A failure is kept with its job and stops no other. Ctrl-C and SIGTERM stop all of them, each with true evidence.
+A failure is kept with its execution and stops no other. Ctrl-C and SIGTERM stop all of them, each with true evidence.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlops_lib.errors import NotebookError
-from mlops_lib.programs.notebooks.run import NotebookRun, _Execution, execute, plan
+from mlops_lib.programs.notebooks.run import Execution, NotebookRun, plan
 from mlops_lib.project import Project
-
-if TYPE_CHECKING:
-    import nbformat
-
-
-@dataclass(eq=False)
-class Job:
-    """One execution among several, and what has become of it."""
-
-    execution: _Execution
-    source: nbformat.NotebookNode
-    given: Mapping[str, Any] = field(default_factory=dict)
-    kernel_name: str = ""
-    cached: bool = False
-    run: NotebookRun | None = None
-    error: Exception | None = None
 
 
 def run_notebooks(
@@ -64,56 +46,58 @@ def run_notebooks(
     NotFoundError, NotebookError, ParameterError
         Before anything was run; ``NotebookError`` also after all have ended, if some have failed.
     """
-    jobs = []
-    for notebook, parameters in calls:
-        execution, source, kernel_name = plan(project, notebook, parameters, timeout_s=timeout_s)
-        jobs.append(Job(execution, source, parameters, kernel_name, cached))
-    for job in run_jobs(jobs, n_jobs=n_jobs):
-        outcome = job.run or job.error
+    executions = [plan(project, notebook, [given], timeout_s=timeout_s)[0] for notebook, given in calls]
+
+    def run(execution: Execution) -> NotebookRun:
+        return (execution.find_cached() if cached else None) or execution.execute()
+
+    for execution in run_each(executions, run, n_jobs=n_jobs):
+        outcome = execution.finished or execution.error
         if ended and outcome:
-            ended(jobs.index(job), outcome)
-    failed = [job for job in jobs if job.error]
+            ended(executions.index(execution), outcome)
+    failed = [execution for execution in executions if execution.error]
     if failed:
-        names = tuple(job.execution.path.name for job in failed)
-        raise NotebookError("several", failed=names, n_failed=len(failed), n_notebooks=len(jobs)) from failed[0].error
-    return [job.run for job in jobs if job.run]
+        names, n_notebooks = tuple(execution.path.name for execution in failed), len(executions)
+        error = NotebookError("several", failed=names, n_failed=len(failed), n_notebooks=n_notebooks)
+        raise error from failed[0].error
+    return [execution.finished for execution in executions if execution.finished]
 
 
-def execute_here(job: Job) -> NotebookRun:
-    """Execute a job in a kernel of this machine."""
-    return execute(job.execution, copy.deepcopy(job.source), tuple(job.given), job.kernel_name)
+def run_each(
+    executions: Sequence[Execution],
+    run: Callable[[Execution], NotebookRun],
+    *,
+    n_jobs: int,
+    fail_fast: bool = False,
+) -> Iterator[Execution]:
+    """Run executions, ``n_jobs`` at a time, and yield each when it has ended; whoever stops listening stops them all.
 
-
-def run_jobs(
-    jobs: Sequence[Job], *, n_jobs: int, fail_fast: bool = False, run_one: Callable[[Job], NotebookRun] = execute_here
-) -> Iterator[Job]:
-    """Run jobs, ``n_jobs`` at a time, and yield each when it has ended; whoever stops listening stops them all."""
+    With ``fail_fast`` none begins after one has failed; it is yielded as it was.
+    """
     halt = threading.Event()
 
-    def run(job: Job) -> None:
-        if halt.is_set():
-            return
-        try:
-            found = job.execution.find_cached(job.source, job.kernel_name) if job.cached else None
-            job.run = found or run_one(job)
-        except Exception as error:  # noqa: BLE001 - kept with the job, whatever it is
-            job.error = error
-            if fail_fast:
-                halt.set()
+    def keep_outcome(execution: Execution) -> Execution:
+        if not halt.is_set():
+            try:
+                execution.finished = run(execution)
+            except Exception as error:  # noqa: BLE001 - kept with the execution, whatever it is
+                execution.error = error
+                if fail_fast:
+                    halt.set()
+        return execution
 
     def stop(reason: str) -> None:
         halt.set()
-        for job in jobs:
-            job.execution.stop(reason)
+        for execution in executions:
+            execution.stop(reason)
 
-    with _signals(stop) as received, ThreadPoolExecutor(n_jobs) as pool:
-        of: dict[Future[None], Job] = {pool.submit(run, job): job for job in jobs}
-        pending = set(of)
+    with _call_on_signal(stop) as received, ThreadPoolExecutor(n_jobs) as pool:
+        pending = {pool.submit(keep_outcome, execution) for execution in executions}
         try:
             while pending:
                 # Woken now and then: a signal that comes as the wait begins would otherwise be noticed after it.
                 ended, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
-                yield from (of[future] for future in ended)
+                yield from (future.result() for future in ended)
         except BaseException:
             stop("the end of its command")
             raise
@@ -122,7 +106,7 @@ def run_jobs(
 
 
 @contextlib.contextmanager
-def _signals(stop: Callable[[str], None]) -> Iterator[list[str]]:
+def _call_on_signal(stop: Callable[[str], None]) -> Iterator[list[str]]:
     """Let Ctrl-C and SIGTERM call ``stop``, in the main thread; yield the list of what has come."""
     received: list[str] = []
 

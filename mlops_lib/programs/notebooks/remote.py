@@ -1,17 +1,15 @@
-"""Jobs as Spark tasks: each is one notebook, executed by an executor against the tracking server.
+"""Executions as Spark tasks: each is one notebook, executed by an executor against the tracking server.
 
 An executor needs this library, the project's folder at the same path, and what the server asks for (its password is in
-the environment, and is not sent). What comes back is a run's id: everything else is in the store.
+the environment, and is not sent). What comes back is a run's id and how it ended: everything else is in the store.
 """
 
 from __future__ import annotations
 
 import contextlib
-import pickle
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -19,12 +17,16 @@ from mlflow.tracking import MlflowClient
 
 from mlops_lib.errors import NotebookError, SparkError
 from mlops_lib.programs.batch import cluster
-from mlops_lib.programs.notebooks.jobs import Job, execute_here
-from mlops_lib.programs.notebooks.run import NotebookRun, connect, plan
+from mlops_lib.programs.notebooks.run import Execution, NotebookRun, connect, plan
 from mlops_lib.project import Project, load_project
 from mlops_lib.tracking import liveness
 
 TASK_TAG = "mlops.task"
+OUTCOME = "run_id string, status string, duration_s double, error string"
+
+
+class RemoteTrialError(RuntimeError):
+    """What has ended a notebook on an executor, in its words."""
 
 
 @dataclass(frozen=True)
@@ -41,32 +43,16 @@ class Task:
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Execute the notebook, on an executor; return what has become of it."""
-        for _ in batches:
-            yield pa.record_batch({"outcome": [pickle.dumps(self._execute())]})
-
-    def _execute(self) -> tuple[str, float, BaseException | None]:
-        """Return the run's id, its seconds, and the error that ended it."""
         project = replace(load_project(self.project_file), tracking_uri=self.tracking_uri, actor=self.actor)
-        execution, source, kernel_name = plan(project, self.path, self.given, timeout_s=self.timeout_s)
-        execution.tags = self.tags
-        error = None
-        try:
-            execute_here(Job(execution, source, self.given, kernel_name))
-        except Exception as raised:  # noqa: BLE001 - told to the driver, whatever it is
-            error = _portable(raised)
-        return execution.run_id, execution.duration_s, error
-
-
-class RemoteTrialError(RuntimeError):
-    """An error of an executor, in its words, whose own type does not travel."""
-
-
-def _portable(error: Exception) -> BaseException:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - any constructor may refuse
-        return RemoteTrialError(f"{type(error).__name__}: {error}")
-    return error
+        for _ in batches:
+            (execution,) = plan(project, self.path, [self.given], timeout_s=self.timeout_s)
+            execution.tags, error = self.tags, ""
+            try:
+                execution.execute()
+            except Exception as raised:  # noqa: BLE001 - told to the driver, whatever it is
+                error = str(raised) or type(raised).__name__
+            facts = execution.run_id, execution.status, execution.duration_s, error
+            yield pa.record_batch([[fact] for fact in facts], names=["run_id", "status", "duration_s", "error"])
 
 
 def raise_for_local_store(project: Project) -> None:
@@ -76,42 +62,41 @@ def raise_for_local_store(project: Project) -> None:
 
 
 @contextlib.contextmanager
-def executors(client: MlflowClient, master: str) -> Iterator[Callable[[Job], NotebookRun]]:
-    """Yield what runs a job as a Spark task.
+def open_executors(client: MlflowClient, master: str) -> Iterator[Callable[[Execution], NotebookRun]]:
+    """Yield what runs an execution as a Spark task.
 
     Raises
     ------
     SparkError
     """
     with cluster.session(master) as spark:
-        yield lambda job: _run(spark, master, client, job)
+        yield lambda execution: _run(spark, master, client, execution)
 
 
-def _run(spark: Any, master: str, client: MlflowClient, job: Job) -> NotebookRun:
-    execution, tag = job.execution, f"mlops-{uuid.uuid4().hex}"  # by the tag its task is cancelled, and its run found
-    project = execution.project
+def _run(spark: Any, master: str, client: MlflowClient, execution: Execution) -> NotebookRun:
+    project, tag = execution.project, f"mlops-{uuid.uuid4().hex}"  # by the tag its task is cancelled, and its run found
     task = Task(
         project_file=str(project.file),
         tracking_uri=project.tracking_uri,
         actor=project.actor,
         path=str(execution.path),
-        given=job.given,
-        timeout_s=execution.timeout_s,
+        given=execution.given,
+        timeout_s=execution.driver.timeout_s,
         tags={**execution.tags, TASK_TAG: tag},
     )
-    execution.driver = SimpleNamespace(stop_soon=lambda _: spark.interruptTag(tag))  # type: ignore[assignment]
+    execution.stop = lambda _: spark.interruptTag(tag)
     spark.addTag(tag)  # of what this thread asks for
     try:
         with cluster.explained(master):
-            (row,) = spark.range(0, 1, 1, 1).mapInArrow(task, "outcome binary").collect()
+            (outcome,) = spark.range(0, 1, 1, 1).mapInArrow(task, OUTCOME).collect()
     except SparkError:
         _close_lost(client, project, tag)
         raise
     finally:
         spark.removeTag(tag)
-    execution.run_id, execution.duration_s, error = pickle.loads(bytes(row["outcome"]))
+    execution.run_id, execution.status, execution.duration_s, error = outcome
     if error:
-        raise error
+        raise RemoteTrialError(error)
     return replace(execution.recall(client.get_run(execution.run_id)), cached=False)
 
 

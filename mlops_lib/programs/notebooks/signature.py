@@ -23,10 +23,7 @@ from typing import Any, Literal, Optional
 
 import pydantic
 
-from mlops_lib.errors import (
-    NotFoundError,
-    ParameterError,
-)
+from mlops_lib.errors import NotFoundError, ParameterError
 from mlops_lib.redaction import is_secret_name
 
 TYPES: Mapping[str, Any] = {
@@ -76,47 +73,40 @@ def read_signature(notebook: Mapping[str, Any], path: Path) -> dict[str, Paramet
     ParameterError
         Nothing was run.
     """
+
+    def refusal(reason: str, expected: str) -> ParameterError:
+        return ParameterError("cell", notebook=path, reason=reason, expected=expected)
+
     cells = [cell for cell in notebook["cells"] if "parameters" in cell.get("metadata", {}).get("tags", ())]
     if not cells:
         return {}
     if len(cells) > 1:
-        raise ParameterError(
-            "cell", notebook=path, reason=f"{len(cells)} cells have the tag 'parameters'", expected="exactly one"
-        )
+        raise refusal(f"{len(cells)} cells have the tag 'parameters'", "exactly one")
     source = "".join(cells[0]["source"])
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
-        raise ParameterError(
-            "cell", notebook=path, reason=f"line {error.lineno} is no Python", expected="annotated literals"
-        ) from error
+        raise refusal(f"line {error.lineno} is no Python", "annotated literals") from error
     comments = _comments(source)
-    found: dict[str, Parameter] = {}
+    parameters: dict[str, Parameter] = {}
     for statement in tree.body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             continue
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             line = ast.unparse(statement).splitlines()[0]
-            raise ParameterError(
-                "cell",
-                notebook=path,
-                reason=f"line {statement.lineno} is `{line}`",
-                expected="`name: type = literal  # help`",
-            )
+            raise refusal(f"line {statement.lineno} is `{line}`", "`name: type = literal  # help`")
         name, annotation = statement.target.id, ast.unparse(statement.annotation)
         if statement.value is None:
-            raise ParameterError("cell", notebook=path, reason=f"'{name}' has no default", expected="a literal default")
+            raise refusal(f"'{name}' has no default", "a literal default")
         try:
             default = _literal(statement.value)
             parameter = Parameter(name, annotation, default, comments.get(statement.end_lineno or 0, ""))
             _validate(parameter.type, default)
         except (ValueError, TypeError) as error:
             reason = f"'{name}: {annotation}' has the default {ast.unparse(statement.value)}"
-            raise ParameterError(
-                "cell", notebook=path, reason=reason, expected=f"a literal of that type ({_first(error)})"
-            ) from error
-        found[name] = parameter
-    return found
+            raise refusal(reason, f"a literal of that type ({_first(error)})") from error
+        parameters[name] = parameter
+    return parameters
 
 
 def check_values(signature: Mapping[str, Parameter], values: Mapping[str, Any], path: Path) -> dict[str, Any]:

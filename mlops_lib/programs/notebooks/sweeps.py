@@ -4,40 +4,40 @@ Every value is checked against the notebook's signature before anything runs. A 
 stops nothing. What has been run is not run again: the same sweep, called again after it was killed, goes on under the
 same parent with the trials that are missing. Refused: a grid without values, and a sweep that another process is at.
 
->>> found = sweep(project, "02_train", {"family": ["logistic", "boosting"]}, metric="val_roc_auc")  # doctest: +SKIP
->>> found.trials  # one row a trial  # doctest: +SKIP
+>>> results = sweep(project, "02_train", {"family": ["logistic", "boosting"]}, metric="val_roc_auc")  # doctest: +SKIP
+>>> results.trials  # one row a trial  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
+import numpy as np
 import pandas as pd
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from mlops_lib import data, tracking
-from mlops_lib.errors import NotebookError, NotebookStoppedError
-from mlops_lib.programs.notebooks import cache, remote
-from mlops_lib.programs.notebooks.jobs import Job, execute_here, run_jobs
+from mlops_lib.errors import NotebookError
+from mlops_lib.programs.notebooks import cache, keys, remote
+from mlops_lib.programs.notebooks.driver import Progress
+from mlops_lib.programs.notebooks.jobs import run_each
 from mlops_lib.programs.notebooks.run import (
+    Execution,
     NotebookRun,
-    _Execution,
-    _kernel_of,
     connect,
     find_notebook,
+    plan,
     read_notebook,
     reap_dead_runs,
 )
@@ -54,7 +54,6 @@ PARENT_TAG = "mlflow.parentRunId"  # what MLflow's own pages nest runs by
 TRIALS_FILE = "trials.csv"
 FIGURE_FILE = "sweep.png"
 OUTCOME = ("status", "run_id", "duration_s", "error")
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -117,35 +116,6 @@ class Sweep:
         return f"{len(self.trials)} trials of {self.notebook.name}: {counts}, {self.n_executed} run now; {self.best}"
 
 
-class _Trial(Job):
-    """One combination of values, and what has become of it."""
-
-    @property
-    def label(self) -> str:
-        return _label({name: self.execution.values[name] for name in self.given})
-
-    @property
-    def status(self) -> str:
-        if self.run:
-            return "FINISHED"
-        if self.error:
-            is_stopped = self.execution.stopped or isinstance(self.error, NotebookStoppedError)
-            return "KILLED" if is_stopped else "FAILED"
-        return "CANCELLED"
-
-    @property
-    def row(self) -> dict[str, Any]:
-        values = {name: self.execution.values[name] for name in self.given}
-        results = dict(self.run.result) if self.run else {}
-        outcome = {
-            "status": self.status,
-            "run_id": self.run.run_id if self.run else self.execution.run_id,
-            "duration_s": round(self.run.duration_s if self.run else self.execution.duration_s, 3),
-            "error": str(self.error or ""),
-        }
-        return values | {_column(name, values): value for name, value in results.items()} | outcome
-
-
 def sweep(
     project: Project,
     notebook: Path | str,
@@ -195,68 +165,69 @@ def sweep(
         Spark is missing or out of reach; called again, the sweep goes on.
     """
     path = find_notebook(project, notebook)
-    source = read_notebook(path)
-    signature = read_signature(source, path)
+    signature = read_signature(read_notebook(path), path)
     combinations = list_combinations(signature, grid, path, sample=sample, random_state=random_state)
     if n_jobs < 1:
         raise NotebookError("grid", notebook=path, reason=f"n_jobs is {n_jobs}", expected="at least 1")
     if master:
         remote.raise_for_local_store(project)
-    kernel_name = _kernel_of(source, path, None)
-    trials = [
-        _Trial(
-            _Execution(project, path, check_values(signature, given, path), timeout_s),
-            source,
-            given=given,
-            kernel_name=kernel_name,
-        )
-        for given in combinations
-    ]
-    key = _compute_key(project, source, trials, kernel_name)
+    trials = plan(project, path, combinations, timeout_s=timeout_s)
+    key = _compute_key(trials)
 
     def summarize(run_id: str, n_executed: int = 0) -> Sweep:
-        rows = pd.DataFrame([trial.row for trial in trials], dtype=object).infer_objects()
+        rows = pd.DataFrame([_describe(trial) for trial in trials], dtype=object).infer_objects()
         rows = rows[[*(name for name in rows if name not in OUTCOME), *OUTCOME]]  # a failed trial has no results
         name = _column(metric or _find_metric(trials), grid)
         folder = project.runs_path / f"sweep-{run_id[:8]}"
         return Sweep(path, run_id, tuple(grid), name, greater_is_better, rows, n_executed, folder)
 
-    with _locked(project, path, key, len(trials)):
+    with _lock(project, path, key, len(trials)):
         reap_dead_runs(project)
         client, experiment_id = connect(project)
         parent = _find_parent(client, experiment_id, key)
         _recall(client, experiment_id, parent, trials=trials, n_jobs=n_jobs)
-        missing = [trial for trial in trials if trial.run is None]
+        missing = [trial for trial in trials if trial.finished is None]
         if parent and parent.info.status == "FINISHED":
             if not missing:
-                found = summarize(parent.info.run_id)
-                _log_results(client, found)
-                return found
+                return _log_results(client, summarize(parent.info.run_id))
             parent = None  # an input has changed: a comparison of its own
-        run_id = _open_parent(project, client, experiment_id, parent, path=path, key=key, trials=trials)
+        run_id = _reopen(client, parent) if parent else _open(client, experiment_id, key, trials)
         status = "KILLED"
         try:
-            for trial in missing:
-                name = f"{path.stem} {trial.label}"[:250]
-                trial.execution.tags = {PARENT_TAG: run_id, TRIAL_TAG: trial.label, "mlflow.runName": name}
-            run_one: Callable[[Job], NotebookRun] = execute_here
-            with contextlib.ExitStack() as stack:
-                if master and missing:
-                    run_one = stack.enter_context(remote.executors(client, master))
-                stack.enter_context(liveness.heartbeat(client, run_id))  # each trial has its own, stopped with it
-                ended = run_jobs(missing, n_jobs=n_jobs, fail_fast=fail_fast, run_one=run_one)
-                for n_ended, _ in enumerate(ended, start=1):
+            ended = _run(client, run_id, missing, n_jobs=n_jobs, fail_fast=fail_fast, master=master)
+            with contextlib.closing(ended):
+                for n_ended, _ in enumerate(ended, start=len(trials) - len(missing) + 1):
                     if progress:
-                        text = summarize(run_id).best
                         n_failed = sum(trial.error is not None for trial in trials)
-                        n_done = len(trials) - len(missing) + n_ended
-                        progress(n_done, len(trials), f"{text}, {n_failed} failed" if n_failed else text)
-            found = summarize(run_id, sum(trial.status != "CANCELLED" for trial in missing))
-            _log_results(client, found)
-            status = "FINISHED" if found.passed else "FAILED"
+                        failed = f", {n_failed} failed" if n_failed else ""
+                        progress(n_ended, len(trials), f"{summarize(run_id).best}{failed}")
+            n_executed = sum(_describe(trial)["status"] != "CANCELLED" for trial in missing)
+            results = _log_results(client, summarize(run_id, n_executed))
+            status = "FINISHED" if results.passed else "FAILED"
         finally:
             liveness.close_run(client, run_id, status)
-    return found
+    return results
+
+
+def _run(
+    client: MlflowClient,
+    run_id: str,
+    trials: Sequence[Execution],
+    *,
+    n_jobs: int,
+    fail_fast: bool,
+    master: str | None,
+) -> Generator[Execution]:
+    """Run trials under their parent, here or on Spark, and yield each when it has ended."""
+    for trial in trials:
+        label = _label(trial.given)
+        trial.tags = {PARENT_TAG: run_id, TRIAL_TAG: label, "mlflow.runName": f"{trial.path.stem} {label}"[:250]}
+    with contextlib.ExitStack() as stack:
+        run: Callable[[Execution], NotebookRun] = Execution.execute
+        if master and trials:
+            run = stack.enter_context(remote.open_executors(client, master))
+        stack.enter_context(liveness.heartbeat(client, run_id))  # each trial has its own, stopped with it
+        yield from run_each(trials, run, n_jobs=n_jobs, fail_fast=fail_fast)
 
 
 def list_combinations(
@@ -273,44 +244,47 @@ def list_combinations(
     ------
     NotebookError, NotFoundError, ParameterError
     """
+
+    def refusal(reason: str, expected: str) -> NotebookError:
+        return NotebookError("grid", notebook=path, reason=reason, expected=expected)
+
     if not grid:
-        raise NotebookError(
-            "grid", notebook=path, reason="it names no parameter", expected="at least one with its values"
-        )
+        raise refusal("it names no parameter", "at least one with its values")
     if sample is not None and sample < 1:
-        raise NotebookError("grid", notebook=path, reason=f"sample is {sample}", expected="at least 1")
+        raise refusal(f"sample is {sample}", "at least 1")
     values: dict[str, list[Any]] = {}
     for name, given in grid.items():
         if isinstance(given, str) or not hasattr(given, "__iter__"):
-            raise NotebookError("grid", notebook=path, reason=f"'{name}' is {given!r}", expected="a list of values")
+            raise refusal(f"'{name}' is {given!r}", "a list of values")
         plain = [value.item() if hasattr(value, "item") else value for value in given]
         checked = [check_values(signature, {name: value}, path)[name] for value in plain]
         if not checked:
-            raise NotebookError("grid", notebook=path, reason=f"'{name}' has no values", expected="at least one")
+            raise refusal(f"'{name}' has no values", "at least one")
         values[name] = list({repr(value): value for value in checked}.values())  # 1 and 1.0 are one trial of a float
-    n_combinations = math.prod(len(each) for each in values.values())
-    chosen: Sequence[int] = range(n_combinations)
-    if sample is not None and sample < n_combinations:
-        chosen = sorted(random.Random(random_state).sample(chosen, sample))
-    return [_pick(values, number) for number in chosen]
+    shape = [len(each) for each in values.values()]
+    numbers: Sequence[int] = range(math.prod(shape))  # of combinations: a grid of millions is never listed
+    if sample is not None and sample < len(numbers):
+        numbers = sorted(random.Random(random_state).sample(numbers, sample))
+    indices = (np.unravel_index(number, shape) for number in numbers)
+    return [{name: values[name][i] for name, i in zip(values, index, strict=True)} for index in indices]
 
 
-def plot_trials(found: Sweep) -> Figure:
+def plot_trials(results: Sweep) -> Figure:
     """Draw the metric against each swept parameter: every trial, the mean of each value, the best one."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - half a second that a refused sweep does not need
 
     from mlops_lib.quality.evaluation import BLUE, GREY, VERMILLION  # noqa: PLC0415 - as above
 
-    rows = found.ranking
-    names = [name for name in found.parameters if found.trials[name].map(repr).nunique() > 1] or found.parameters[:1]
+    trials, rows = results.trials, results.ranking
+    names = [name for name in results.parameters if trials[name].map(repr).nunique() > 1] or results.parameters[:1]
     n_columns = min(3, len(names))
     n_rows = -(-len(names) // n_columns)
     figure = Figure(figsize=(3.6 * n_columns + 0.4, 3.2 * n_rows + 0.8), layout="constrained")
     for ax, name in zip(figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).flat, names, strict=False):
-        is_number = is_numeric_dtype(found.trials[name]) and not is_bool_dtype(found.trials[name])
-        texts = list(dict.fromkeys(found.trials[name].map(str)))
+        is_number = is_numeric_dtype(trials[name]) and not is_bool_dtype(trials[name])
+        texts = list(dict.fromkeys(trials[name].map(str)))
         at = rows[name].astype(float) if is_number else rows[name].map(lambda value, t=texts: t.index(str(value)))
-        scores = rows[found.metric].astype(float)
+        scores = rows[results.metric].astype(float)
         means = scores.groupby(at).mean()
         ax.plot(
             means.index, means, "_-" if is_number else "_", color=GREY, lw=1, ms=20, label="mean of a value", zorder=1
@@ -324,65 +298,48 @@ def plot_trials(found: Sweep) -> Figure:
             ax.set_xscale("log")
         elif len(means) <= 6:
             ax.set_xticks(means.index)
-        ax.set(title=f"{found.metric} by {name}", xlabel=name, ylabel=found.metric)
+        ax.set(title=f"{results.metric} by {name}", xlabel=name, ylabel=results.metric)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", alpha=0.25)
     for ax in figure.axes[len(names) :]:
         ax.remove()
-    better = "higher" if found.greater_is_better else "lower"
-    figure.suptitle(f"{found.notebook.stem}: {len(rows)} of {len(found.trials)} trials, {better} is better")
+    better = "higher" if results.greater_is_better else "lower"
+    figure.suptitle(f"{results.notebook.stem}: {len(rows)} of {len(trials)} trials, {better} is better")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def _pick(values: dict[str, list[Any]], number: int) -> dict[str, Any]:
-    """Return one combination by its number, so that a grid of millions is never listed."""
-    picked: dict[str, Any] = {}
-    for name in reversed(values):
-        number, index = divmod(number, len(values[name]))
-        picked[name] = values[name][index]
-    return {name: picked[name] for name in values}
-
-
-def _compute_key(project: Project, source: Mapping[str, Any], trials: Sequence[_Trial], kernel_name: str) -> str:
+def _compute_key(trials: Sequence[Execution]) -> str:
     """Return the SHA-256 of what makes a sweep the same: all that makes a run the same, and the combinations."""
-    path = trials[0].execution.path
-    facts = [cache.compute_key(project, path, source, {}, kernel_name), [trial.label for trial in trials]]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    one = trials[0]
+    key = cache.compute_key(one.project, one.path, one.notebook, {}, one.kernel_name)
+    return keys.digest([key, [_label(trial.given) for trial in trials]])
 
 
 @contextlib.contextmanager
-def _locked(project: Project, path: Path, key: str, n_trials: int) -> Iterator[None]:
+def _lock(project: Project, path: Path, key: str, n_trials: int) -> Iterator[None]:
     project.runs_path.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(project.runs_path / f".sweep-{key[:12]}.lock")
     try:
-        lock.acquire(timeout=0)
+        lock = filelock.FileLock(project.runs_path / f".sweep-{key[:12]}.lock").acquire(timeout=0)
     except filelock.Timeout:
         raise NotebookError("sweep_running", notebook=path, n_trials=n_trials) from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def _find_parent(client: MlflowClient, experiment_id: str, key: str) -> Run | None:
     """Return the newest parent of this sweep; one that is open is another machine's, whose process we cannot see."""
-    found = client.search_runs(
+    parents = client.search_runs(
         [experiment_id],
         f"tags.`{SWEEP_TAG}` = '{key}' and attributes.status != 'RUNNING'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
-    return found[0] if found else None
+    return parents[0] if parents else None
 
 
 def _recall(
-    client: MlflowClient,
-    experiment_id: str,
-    parent: Run | None,
-    *,
-    trials: Sequence[_Trial],
-    n_jobs: int,
+    client: MlflowClient, experiment_id: str, parent: Run | None, *, trials: Sequence[Execution], n_jobs: int
 ) -> None:
     """Fill in what has been run already: by key with unchanged inputs, or within this unfinished sweep.
 
@@ -394,59 +351,66 @@ def _recall(
         children = client.search_runs([experiment_id], mine, max_results=50_000)
         own = {run.data.tags[TRIAL_TAG]: run for run in children if cache.UNCACHEABLE_TAG in run.data.tags}
 
-    def recall(trial: _Trial) -> NotebookRun | None:
-        run = own.get(trial.label)
-        return trial.execution.recall(run) if run else trial.execution.find_cached(trial.source, trial.kernel_name)
+    def recall(trial: Execution) -> NotebookRun | None:
+        run = own.get(_label(trial.given))
+        return trial.recall(run) if run else trial.find_cached()
 
     with ThreadPoolExecutor(n_jobs) as pool:
         for trial, run in zip(trials, pool.map(recall, trials), strict=True):
-            trial.run = run
+            trial.finished = run
 
 
-def _open_parent(
-    project: Project,
-    client: MlflowClient,
-    experiment_id: str,
-    parent: Run | None,
-    *,
-    path: Path,
-    key: str,
-    trials: Sequence[_Trial],
-) -> str:
-    """Open the parent run, or open an unfinished one again."""
-    runner = liveness.open_tags()
-    if parent:
-        run_id = str(parent.info.run_id)
-        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in runner.items()])
-        client.update_run(run_id, status="RUNNING")
-        return run_id
-    name = f"{path.stem} sweep of {len(trials)}"
-    tags = tracking.describe_code(project) | runner | {SWEEP_TAG: key, "mlflow.runName": name}
+def _open(client: MlflowClient, experiment_id: str, key: str, trials: Sequence[Execution]) -> str:
+    """Open the parent run."""
+    one = trials[0]
+    name = f"{one.path.stem} sweep of {len(trials)}"
+    tags = tracking.describe_code(one.project) | liveness.open_tags() | {SWEEP_TAG: key, "mlflow.runName": name}
     run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
-    grid = {name: {repr(t.execution.values[name]): None for t in trials} for name in trials[0].given}
+    grid = {name: dict.fromkeys(repr(trial.given[name]) for trial in trials) for name in one.given}
     client.log_batch(run_id, params=[Param(name, ", ".join(values)[:6000]) for name, values in grid.items()])
     return run_id
 
 
-def _log_results(client: MlflowClient, found: Sweep) -> None:
+def _reopen(client: MlflowClient, parent: Run) -> str:
+    """Open an unfinished parent run again."""
+    run_id = str(parent.info.run_id)
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in liveness.open_tags().items()])
+    client.update_run(run_id, status="RUNNING")
+    return run_id
+
+
+def _log_results(client: MlflowClient, results: Sweep) -> Sweep:
     """Log the table, the figure and the best value to the parent."""
-    with data.atomic_write(found.folder / TRIALS_FILE, "w") as file:
-        found.trials.to_csv(file, index=False)
-    client.log_artifact(found.run_id, str(found.folder / TRIALS_FILE))
-    if found.ranking.empty:
-        return
-    with data.atomic_write(found.folder / FIGURE_FILE, "wb") as file:
-        plot_trials(found).savefig(file, format="png", dpi=120)
-    client.log_artifact(found.run_id, str(found.folder / FIGURE_FILE))
-    best = found.ranking.iloc[0]
-    metrics = [Metric(found.metric, float(best[found.metric]), int(time.time() * 1000), 0)]
-    client.log_batch(found.run_id, metrics=metrics, tags=[RunTag("mlops.best_run", str(best["run_id"]))])
+    with data.atomic_write(results.folder / TRIALS_FILE, "w") as file:
+        results.trials.to_csv(file, index=False)
+    client.log_artifact(results.run_id, str(results.folder / TRIALS_FILE))
+    if not results.ranking.empty:
+        with data.atomic_write(results.folder / FIGURE_FILE, "wb") as file:
+            plot_trials(results).savefig(file, format="png", dpi=120)
+        client.log_artifact(results.run_id, str(results.folder / FIGURE_FILE))
+        best = results.ranking.iloc[0]
+        metrics = [Metric(results.metric, float(best[results.metric]), int(time.time() * 1000), 0)]
+        client.log_batch(results.run_id, metrics=metrics, tags=[RunTag("mlops.best_run", str(best["run_id"]))])
+    return results
 
 
-def _find_metric(trials: Sequence[_Trial]) -> str:
+def _find_metric(trials: Sequence[Execution]) -> str:
     """Return the name of the first float that a trial recorded."""
-    results = (trial.run.result for trial in trials if trial.run)
+    results = (trial.finished.result for trial in trials if trial.finished)
     return next((name for result in results for name, value in result.items() if isinstance(value, float)), "")
+
+
+def _describe(trial: Execution) -> dict[str, Any]:
+    """Return a trial's row of the table."""
+    run = trial.finished
+    results = {_column(name, trial.given): value for name, value in run.result.items()} if run else {}
+    outcome = {
+        "status": "FINISHED" if run else trial.status or ("FAILED" if trial.error else "CANCELLED"),
+        "run_id": run.run_id if run else trial.run_id,
+        "duration_s": round(run.duration_s if run else trial.duration_s, 3),
+        "error": str(trial.error or ""),
+    }
+    return {**trial.given, **results, **outcome}
 
 
 def _label(values: Mapping[str, Any]) -> str:

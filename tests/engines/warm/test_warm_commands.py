@@ -21,9 +21,9 @@ from typing import Any
 
 import psutil
 import pytest
+from notebook_files import last_run, write_notebook
 from test_cli import write_project
 from test_kernels import HEAVY, is_gone, wait_until, write_module
-from test_notebooks import last_run, write_notebook
 
 import mlops_lib
 from mlops_lib.engines import warm

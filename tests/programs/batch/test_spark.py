@@ -20,9 +20,9 @@ import pytest
 from click.testing import CliRunner
 from conftest import make_rows, register_model
 from contract_inputs import CONTRACT, SPARK, Input
+from notebook_files import PROJECT_SOURCE, write_notebook
 from refusals import raises
 from test_contract_paths import numbered, to_arrow
-from test_notebooks import PROJECT_SOURCE, write_notebook
 
 from mlops_lib import cli, contracts, data
 from mlops_lib.errors import (

@@ -34,7 +34,8 @@ from mlops_lib import cli, data
 from mlops_lib.engines import warm
 from mlops_lib.errors import NotFoundError
 from mlops_lib.programs import notebooks
-from mlops_lib.programs.notebooks import check as room
+from mlops_lib.programs.notebooks import check as check_module
+from mlops_lib.programs.notebooks import outputs
 from mlops_lib.report import Report, Row
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -134,14 +135,14 @@ def passed(committed: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     shutil.copytree(committed, copy, dirs_exist_ok=True)
     report = check(copy / "notebooks")
     assert report.passed, report
-    return (copy / "notebooks" / room.RECORD).read_text()
+    return (copy / "notebooks" / check_module.RECORD).read_text()
 
 
 @pytest.fixture
 def checked(folder: Path, passed: str) -> None:
     """Give the copy that record: it has passed a check, and the next one would run nothing."""
-    (folder / room.RECORD).parent.mkdir()
-    (folder / room.RECORD).write_text(passed)
+    (folder / check_module.RECORD).parent.mkdir()
+    (folder / check_module.RECORD).write_text(passed)
     assert check(folder).facts == {"executed": 0}
 
 
@@ -189,11 +190,10 @@ def test_untouched_notebooks_pass_and_the_second_time_no_kernel_is_started(
     first = check(folder)
     assert first.passed, first
     assert [row.name for row in first.rows if row.name.startswith("02_read")] == [
-        f"02_read: {name}"
-        for name in ("format", "executed", "signature", "style", "ruff", "runs", "outputs", "figures")
+        f"02_read: {name}" for name in ("format", "executed", "signature", "ruff", "runs", "outputs", "figures")
     ]
     before = warm.status()
-    monkeypatch.setattr(room, "_run", None)
+    monkeypatch.setattr(check_module, "_run", None)
     again = check(folder)
     assert again.passed
     assert again.facts["executed"] == 0
@@ -328,7 +328,7 @@ FAULTS: dict[str, tuple[Callable[[Any], object], str, str]] = {
     "dead kernel": (set_source(6, "import os\n\nos._exit(1)"), "runs", "cell 6: the kernel died"),
     "killed kernel": (set_source(6, "import os\n\nos.kill(os.getpid(), 9)"), "runs", "cell 6: the kernel died"),
     "exit": (set_source(6, "exit()"), "runs", "cell 6: it called exit()"),
-    "endless loop": (set_source(6, ENDLESS), "runs", "cell 6 was not done after 2 s"),
+    "endless loop": (set_source(6, ENDLESS), "runs", "cell 6 was not done after 15 s"),
     "stripped": (strip, "executed", "stripped: none of its 6 code cells was run, from cell 2 on"),
     "one cell stripped": (
         lambda nb: nb["cells"][5].update(outputs=[], execution_count=None), "executed", "cell 6 has execution count"
@@ -350,15 +350,6 @@ FAULTS: dict[str, tuple[Callable[[Any], object], str, str]] = {
     "ruff check": (set_source(6, "import os\n\nrows['b'].sum()"), "ruff", "cell 6 line 1: F401"),
     "ruff format": (set_source(6, "rows['b'] .sum()"), "ruff", "cell 6 is not as ruff format writes it"),
     "no notebook": (lambda nb: nb.pop("cells"), "format", "not a valid notebook: "),
-    "long cell": (set_source(6, "\n".join(["n"] * 16)), "style", "cell 6 has 16 lines, at most 15"),
-    "long paragraph": (set_source(1, "# A\n\n" + "word " * 61), "style", "cell 1 has a paragraph of 61 words"),
-    "shell": (set_source(6, "!ls"), "style", "cell 6 has a shell command"),
-    "run": (set_source(6, "%run 02_read.ipynb"), "style", "cell 6 has %run"),
-    "warnings": (set_source(6, "warnings.simplefilter('ignore')"), "style", "cell 6 has a warnings filter"),
-    "class": (set_source(6, "class A:\n    pass"), "style", "cell 6 has a class"),
-    "folded": (
-        lambda nb: nb["cells"][5]["metadata"].update(jupyter={"source_hidden": True}), "style", "cell 6 is folded"
-    ),
 }  # fmt: skip
 
 
@@ -366,7 +357,8 @@ FAULTS: dict[str, tuple[Callable[[Any], object], str, str]] = {
 def test_a_seeded_fault_is_caught_with_notebook_and_cell(folder: Path, fault: str) -> None:
     change, row, reason = FAULTS[fault]
     edit(folder / "01_make.ipynb", change)
-    report = check(folder, "01_make", cell_timeout_s=2)
+    # Only the loop waits for its deadline, and no other cell may meet it on a busy machine.
+    report = check(folder, "01_make", cell_timeout_s=15 if fault == "endless loop" else 120)
     assert not report.passed
     assert reason in failures(report).get(f"01_make: {row}", ""), report
     assert list(folder.parent.glob("**/*.tmp")) == []
@@ -404,14 +396,9 @@ def test_ids_and_times_may_differ_and_measurements_may_not(folder: Path) -> None
     assert "cell 6: stdout line 1" in failures(check(folder))["02_read: outputs"]
 
 
-def test_a_bad_name_is_caught(folder: Path) -> None:
-    (folder / "02_read.ipynb").rename(folder / "reading.ipynb")
-    assert "'reading.ipynb', needs NN_verb.ipynb" in failures(check(folder))["reading: style"]
-
-
 def test_without_ruff_its_row_is_not_applicable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.sys, "executable", "/nonexistent/python")
-    monkeypatch.setattr(room.shutil, "which", lambda _: None)
+    monkeypatch.setattr(check_module.sys, "executable", "/nonexistent/python")
+    monkeypatch.setattr(check_module.shutil, "which", lambda _: None)
     row = next(row for row in check(folder).rows if row.name == "01_make: ruff")
     assert (row.status, row.reason) == ("not_applicable", "ruff is not installed")
 
@@ -437,7 +424,7 @@ def test_a_broken_ruff_configuration_is_no_pass(folder: Path) -> None:
 )
 def test_a_broken_sanitizer_file_is_caught(folder: Path, text: str, fault: str) -> None:
     (folder / "sanitize.cfg").write_text(text)
-    row, _ = room._check_sanitizer(folder / "sanitize.cfg")
+    row, _ = outputs.check_sanitizer(folder / "sanitize.cfg")
     assert row.status == "failed"
     assert fault in row.reason
 
@@ -456,7 +443,7 @@ def test_with_a_broken_sanitizer_nothing_passes_and_nothing_is_written(folder: P
 
 def test_every_line_of_the_committed_sanitizer_file_is_read_by_nbval() -> None:
     path = ROOT / "notebooks" / "sanitize.cfg"
-    row, patterns = room._check_sanitizer(path)
+    row, patterns = outputs.check_sanitizer(path)
     assert row.status == "passed"
     assert patterns == get_sanitize_patterns(path.read_text())
 
@@ -477,8 +464,8 @@ def test_every_line_of_the_committed_sanitizer_file_is_read_by_nbval() -> None:
     ],
 )
 def test_other_edges_of_letters_are_the_same_figure_and_other_data_is_not(settings: dict[str, Any], same: bool) -> None:
-    told = room._tell_figure("image/png", picture(), picture(**settings))
-    assert (told == "") == same, told
+    difference = outputs._compare_figures("image/png", picture(), picture(**settings))
+    assert (difference == "") == same, difference
 
 
 def test_a_figure_that_is_a_pixel_wider_is_the_same_figure() -> None:
@@ -489,7 +476,9 @@ def test_a_figure_that_is_a_pixel_wider_is_the_same_figure() -> None:
             ImageDraw.Draw(pictured).rectangle((100, 60, 130, 90), fill="black")
         file = io.BytesIO()
         pictured.save(file, "PNG")
-        assert (room._tell_figure("image/png", picture(), base64.b64encode(file.getvalue()).decode()) == "") == same
+        assert (
+            outputs._compare_figures("image/png", picture(), base64.b64encode(file.getvalue()).decode()) == ""
+        ) == same
 
 
 # --- update ------------------------------------------------------------------------------------------------------
@@ -618,11 +607,11 @@ def test_stock_nbval_agrees(folder: Path) -> None:
         shutil.copy(folder / f"{whole}.ipynb", folder / f"{faulty}.ipynb")
     edit(folder / "03_make.ipynb", replace_output(6, "0.428", "0.429"))
     edit(folder / "04_read.ipynb", set_source(6, ENDLESS))
-    told = nbval(folder, "--nbval-cell-timeout", "2")
+    told = nbval(folder, "--nbval-cell-timeout", "15")
     assert re.search(r"\b2 failed, 20 passed in", told), told
     failed = re.findall(r"^FAILED \S*?(\w+\.ipynb::Cell \d)", told, re.MULTILINE)
     assert failed == ["03_make.ipynb::Cell 4", "04_read.ipynb::Cell 4"]
-    assert "Timeout of 2 seconds exceeded" in told
+    assert "Timeout of 15 seconds exceeded" in told
 
 
 @pytest.mark.parametrize("key", ["text/plain", "text/html", "text/latex", "application/json", "stdout", "ename"])
@@ -643,8 +632,8 @@ def test_outputs_are_compared_as_nbval_compares_them(key: str) -> None:
         format_output_compare=lambda *_: None,
     )
     stock.sanitize = lambda value: plugin.IPyNbCell.sanitize(stock, value)
-    skipped = (*room._NOT_COMPARED, *room._IMAGES)
+    skipped = (*outputs.NOT_COMPARED, *outputs.IMAGES)
     for was, now in pairs:
         lists = [plugin.coalesce_streams([output(value)]) for value in (now, was)]
         expected = plugin.IPyNbCell.compare_outputs(stock, *lists, skip_compare=skipped)
-        assert (room._differences([output(was)], [output(now)], patterns) == []) == expected, (was, now)
+        assert (outputs.find_differences([output(was)], [output(now)], patterns) == []) == expected, (was, now)

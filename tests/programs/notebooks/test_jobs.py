@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from notebook_files import PROJECT_SOURCE, count_runs, write_notebook
 from refusals import raises
-from test_notebooks import PROJECT_SOURCE, count_runs, write_notebook
 
 from mlops_lib.cli import main
 from mlops_lib.errors import (

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +23,7 @@ import psutil
 import pytest
 import workers
 from click.testing import CliRunner
-from mlflow.entities import Run
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from notebook_files import PROJECT_SOURCE, count_runs, last_run, statuses, write_notebook
 from refusals import raises
 
 from mlops_lib import tracking
@@ -39,40 +37,6 @@ from mlops_lib.programs.notebooks.cache import INPUTS_FILE
 from mlops_lib.programs.notebooks.signature import check_values, parse_value, read_signature
 from mlops_lib.project import Project, load_project
 from mlops_lib.tracking import store
-
-PARAMETERS = "alpha: float = 0.5  # strength\nname: str = 'x'  # a text"
-
-
-def write_notebook(folder: Path, *cells: str, parameters: str | None = PARAMETERS, name: str = "nb") -> Path:
-    """Write a notebook from strings: ``# …`` is markdown, anything else code."""
-    notebook = new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}})
-    if parameters is not None:
-        notebook.cells.append(new_code_cell(textwrap.dedent(parameters), metadata={"tags": ["parameters"]}))
-    for cell in cells:
-        make = new_markdown_cell if cell.startswith("# ") else new_code_cell
-        notebook.cells.append(make(textwrap.dedent(cell)))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.ipynb"
-    nbformat.write(notebook, path)
-    return path
-
-
-def last_run(project: Project) -> Run:
-    client = store.connect(project.tracking_uri)
-    experiment = client.get_experiment_by_name(project.name)
-    assert experiment is not None
-    return client.search_runs([experiment.experiment_id], max_results=1)[0]
-
-
-def count_runs(project: Project) -> int:
-    client = store.connect(project.tracking_uri)
-    experiment = client.get_experiment_by_name(project.name)
-    return len(client.search_runs([experiment.experiment_id])) if experiment else 0
-
-
-def statuses(path: Path) -> list[str]:
-    cells = nbformat.read(path, as_version=4).cells
-    return [cell.metadata.papermill.status for cell in cells if cell.cell_type == "code"]
 
 
 @pytest.fixture
@@ -382,13 +346,6 @@ def test_stock_papermill_runs_the_same_engine(project: Project, folder: Path, mo
     assert "Did you mean 'alpha'" in str(refused.exception)
     assert count_runs(project) == 1
 
-
-PROJECT_SOURCE = (
-    "from pathlib import Path\nfrom mlops_lib.project import Project\n"
-    "project = Project(name='toy', root=Path(__file__).parent.parent, target='broke', keys=('thing_id',),\n"
-    "    features=('color', 'size', 'weight'), arrivals='data/arrivals/{period}.parquet',\n"
-    "    labels='data/labels/{period}.parquet')\n"
-)
 
 # --- runs that end badly: in every row the evidence is true -------------------------------------------------------
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from typing import Any
 import nbformat
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import workers
 from click.testing import CliRunner
 from mlflow.entities import Run
+from notebook_files import PROJECT_SOURCE, write_notebook
 from refusals import raises
-from test_notebooks import PROJECT_SOURCE, write_notebook
 
 from mlops_lib.cli import main
 from mlops_lib.errors import (
@@ -34,12 +36,13 @@ from mlops_lib.errors import (
     ParameterError,
 )
 from mlops_lib.programs import notebooks
-from mlops_lib.programs.notebooks.run import INERT, _exporter, _write_html, connect
+from mlops_lib.programs.notebooks.page import INERT, load_exporter, write_page
+from mlops_lib.programs.notebooks.run import connect
 from mlops_lib.programs.notebooks.signature import read_signature
 from mlops_lib.programs.notebooks.sweeps import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, list_combinations
 from mlops_lib.project import Project, load_project
-from mlops_lib.tracking import liveness, store
-from mlops_lib.tracking.liveness import RUNNER_TAG, describe_runner
+from mlops_lib.tracking import store
+from mlops_lib.tracking.liveness import HEARTBEAT_TAG, RUNNER_TAG, describe_runner
 
 PARAMETERS = "alpha: float = 0.5  # strength\nn: int = 1  # how many\nkind: str = 'x'  # a text"
 SCORE = "from mlops_lib import tracking\ntracking.record_result(trials=n, score=alpha * n)"
@@ -399,7 +402,7 @@ def open_run(project: Project, runner: str, status: str = "RUNNING") -> str:
 
 def dead_runner(**changes: str) -> str:
     """Return the tag of a process that has ended, with some of its facts changed."""
-    names = ("state", "host", "pid", "start", "boot", "namespace", "machine")
+    names = ("state", "host", "pid", "start", "init")
     facts = dict(zip(names, describe_runner("running").split(" "), strict=True))
     process = subprocess.Popen(["true"])
     process.wait()
@@ -444,9 +447,9 @@ def test_a_reused_process_number_is_no_sign_of_life(project: Project) -> None:
 
 def test_a_process_that_only_waits_to_be_buried_is_dead(project: Project) -> None:
     process = subprocess.Popen(["true"])
-    wait_for(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
-    start = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
-    run_id = open_run(project, dead_runner(pid=str(process.pid), start=start))
+    start = psutil.Process(process.pid).create_time()
+    wait_for(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
+    run_id = open_run(project, dead_runner(pid=str(process.pid), start=f"{start:.2f}"))
     assert notebooks.reap_dead_runs(project) == [run_id]
     process.wait()
 
@@ -456,12 +459,11 @@ def test_a_process_that_only_waits_to_be_buried_is_dead(project: Project) -> Non
     [
         describe_runner("running"),
         dead_runner(host="elsewhere"),
-        dead_runner(namespace="pid:[1]"),
-        dead_runner(boot="another", machine="another"),
-        dead_runner(boot="another", machine="-"),
+        dead_runner(init="1.00"),
+        dead_runner(init="-"),
         "running",
     ],
-    ids=["alive", "other host", "other container", "other machine", "unknown machine", "no facts"],
+    ids=["alive", "other host", "other container", "unknown container", "no facts"],
 )
 def test_a_run_that_may_be_alive_is_left_alone(project: Project, runner: str) -> None:
     run_id = open_run(project, runner)
@@ -469,12 +471,11 @@ def test_a_run_that_may_be_alive_is_left_alone(project: Project, runner: str) ->
     assert get_run(project, run_id).info.status == "RUNNING"
 
 
-def test_a_machine_that_was_started_anew_runs_nothing_of_before(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = (describe_runner("running").split()[1], "today", "pid:[1]", "this-machine")
-    monkeypatch.setattr(liveness, "_read_place", lambda: place)
-    run_id = open_run(project, dead_runner(boot="yesterday", machine="this-machine"))
+def test_of_what_ran_before_a_reboot_the_heartbeat_decides(project: Project) -> None:
+    run_id, other = (open_run(project, dead_runner(init="1.00")) for _ in range(2))
+    client, _ = connect(project)
+    client.set_tag(run_id, HEARTBEAT_TAG, (datetime.now(UTC) - timedelta(hours=1)).isoformat())
+    client.set_tag(other, HEARTBEAT_TAG, datetime.now(UTC).isoformat())
     assert notebooks.reap_dead_runs(project) == [run_id]
 
 
@@ -506,9 +507,9 @@ def test_the_reused_exporter_writes_what_a_new_one_would(folder: Path, tmp_path:
     written = []
     for name in ("one", "two"):
         nb = nbformat.read(write_notebook(folder, f"# Title {name}", SCORE, name=name), as_version=4)
-        _write_html(nb, tmp_path / f"{name}.html")
+        write_page(nb, tmp_path / f"{name}.html")
         fresh = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
         body, _ = fresh.from_notebook_node(nb, resources={"metadata": {"name": name}})
         written.append((tmp_path / f"{name}.html").read_text().replace(INERT, "") == body)
     assert written == [True, True]
-    assert _exporter() is _exporter()
+    assert load_exporter() is load_exporter()
