@@ -46,7 +46,7 @@ class ModelFiles:
     digest : str
         SHA-256 of the manifest: the model's identity.
     compiled : dict
-        The verdict on the model's exact scorer, for ``compiled.scorer_for``; empty for a model logged without one.
+        The verdict on the model's exact scorer, for ``exact.scorer_for``; empty for a model logged without one.
     n_bytes : int
         Size of all files together.
     training_rows : structured ndarray of shape (n_rows,), or None

@@ -201,24 +201,23 @@ def log_model(
     trusted = models.list_trusted_types(model, extra=project.trusted_types)
     sign = signing.read_signer(project.signing_key)  # before anything is written
     sample = _as_float(X.iloc[:: max(1, len(X) // SIGNATURE_ROWS)].head(SIGNATURE_ROWS))
-    is_classifier = hasattr(model, "predict_proba")
-    predict = model.predict_proba if is_classifier else model.predict
+    method = "predict_proba" if hasattr(model, "predict_proba") else "predict"
     info = mlflow.sklearn.log_model(
         model,
         name="model",
-        signature=infer_signature(sample, predict(sample)),
+        signature=infer_signature(sample, getattr(model, method)(sample)),
         input_example=sample.head(EXAMPLE_ROWS),
         pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
         serialization_format="skops",
         skops_trusted_types=trusted,
-        pyfunc_predict_fn="predict_proba" if is_classifier else "predict",
+        pyfunc_predict_fn=method,
         metadata={"mlops": {"features": list(X.columns), "threshold": project.threshold, **(metadata or {})}},
     )
     beside = {
         models.CONTRACT_FILE: json.dumps(contract, sort_keys=True) if contract else None,
         models.PROFILE_FILE: json.dumps(profile, sort_keys=True) if profile else None,
         models.WARMUP_FILE: models.warmup_json(model, sample.head(WARMUP_ROWS)),
-        models.COMPILED_FILE: json.dumps(exact.prove(model, sample), sort_keys=True),
+        models.COMPILED_FILE: json.dumps(exact.prove(model, method, sample), sort_keys=True),
     }
     client = MlflowClient()
     with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlops_lib.errors import NotExactError
@@ -45,13 +45,13 @@ def text(value):
 
 
 def rows(width, sparse):
-    made = {}
+    dense = {}
     for key, cells in sparse.items():
         row = [0.0] * width
         for position, value in cells.items():
             row[position] = value
-        made[key] = tuple(row)
-    return made
+        dense[key] = tuple(row)
+    return dense
 
 
 def expit(x):
@@ -110,6 +110,7 @@ class Source:
         return f"{imports}{head}\n\n" + "\n".join([*self.tables, ""]) + f"\n\ndef score(\n{arguments}):\n{body}"
 
 
+@dataclass(eq=False)
 class Column:
     """One column at one point of the pipeline.
 
@@ -128,26 +129,19 @@ class Column:
         Name of the input that it is, untouched.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        expression: Callable[[], str],
-        *,
-        is_text: bool = False,
-        may_miss: bool = False,
-        bound: float = LIMIT,
-        lookup: Lookup | None = None,
-        feature: str | None = None,
-    ) -> None:
-        self.source, self.is_text, self.may_miss, self.bound = source, is_text, may_miss, bound
-        self.lookup, self.feature = lookup, feature
-        self._expression = expression
-        self._name = ""
+    source: Source
+    expression: Callable[[], str]
+    is_text: bool = False
+    may_miss: bool = False
+    bound: float = LIMIT
+    lookup: Lookup | None = None
+    feature: str | None = None
+    _name: str = field(default="", init=False)
 
     def name(self) -> str:
         """Return the variable that holds its value, writing it first if need be."""
         if not self._name:
-            expression = self._expression()
+            expression = self.expression()
             self._name = expression if expression.isidentifier() else self.source.local(expression)
         return self._name
 
@@ -233,10 +227,10 @@ class Lookup:
             name = self.source.local(f"None if {name} != {name} else {name}")  # NaN is found in no table
         table = self.source.table(wrap.format("{" + ", ".join(f"{key!r}: {row}" for key, row in rows.items()) + "}"))
         default = "" if unknown is None else ", " + self.source.table(f"{wrap.format('{0: ' + unknown + '}')}[0]")
-        found = self.source.local(f"{table}.get({name}{default})")
+        value = self.source.local(f"{table}.get({name}{default})")
         if unknown is None or None in rows.values():
-            self.source.decline_if(f"{found} is None")
-        return found
+            self.source.decline_if(f"{value} is None")
+        return value
 
     def row(self) -> str:
         """Return the variable that holds the one column, or the tuple of them all."""

@@ -1,4 +1,4 @@
-"""Transformers as source: encoders tabulated, scalers and imputers as one expression per column."""
+"""Transformers as source: encoders tabulated, imputers and the scaler as one expression per column."""
 
 from __future__ import annotations
 
@@ -12,16 +12,7 @@ import pandas as pd
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import (
-    FunctionTransformer,
-    MaxAbsScaler,
-    MinMaxScaler,
-    OneHotEncoder,
-    OrdinalEncoder,
-    RobustScaler,
-    StandardScaler,
-    TargetEncoder,
-)
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler, TargetEncoder
 
 from mlops_lib.engines.exact.source import LIMIT, Column, Key, Lookup, Matrix, Source, literal
 from mlops_lib.errors import NotExactError
@@ -106,7 +97,8 @@ def _column_transformer(source: Source, step: ColumnTransformer, matrix: Matrix)
     return Matrix(columns, is_sparse=step.sparse_output_)
 
 
-def _function(_: Source, step: FunctionTransformer, matrix: Matrix) -> Matrix:
+def _identity(_: Source, step: FunctionTransformer, matrix: Matrix) -> Matrix:
+    """Hand on: a ColumnTransformer fits one such for what it passes through."""
     if step.func is not None:
         raise NotExactError(what="FunctionTransformer with a function", supported="one without is")
     return matrix
@@ -115,25 +107,22 @@ def _function(_: Source, step: FunctionTransformer, matrix: Matrix) -> Matrix:
 def _imputer(source: Source, step: SimpleImputer, matrix: Matrix) -> Matrix:
     if not (isinstance(step.missing_values, float) and math.isnan(step.missing_values)):
         raise NotExactError(what=f"SimpleImputer with missing_values={step.missing_values!r}", supported="NaN is")
-    made = []
+    if step.add_indicator:
+        raise NotExactError(what="SimpleImputer with add_indicator", supported="one without is")
+    filled = []
     for column, value in zip(matrix.columns, step.statistics_, strict=True):
         if pd.isna(value):  # nothing was known in training: the column goes
             column.name()
-        elif column.is_text != isinstance(value, str) or (column.is_text and step.add_indicator):
-            raise NotExactError(
-                what=f"SimpleImputer that fills in {value!r}", supported="strings for strings, without a flag, are"
-            )
+        elif column.is_text != isinstance(value, str):
+            raise NotExactError(what=f"SimpleImputer that fills in {value!r}", supported="strings for strings are")
         elif column.is_text:
-            made.append(_filled(source, column, repr(str(value)), 0.0))
+            filled.append(_fill(source, column, repr(str(value)), 0.0))
         else:
-            made.append(_filled(source, column, literal(value), abs(float(value))))
-    flagged = step.indicator_.features_ if step.add_indicator else ()
-    for i in flagged:
-        made.append(_flag(source, matrix.columns[i]))
-    return Matrix(made)
+            filled.append(_fill(source, column, literal(value), abs(float(value))))
+    return Matrix(filled)
 
 
-def _filled(source: Source, column: Column, fill: str, size: float) -> Column:
+def _fill(source: Source, column: Column, fill: str, size: float) -> Column:
     def write() -> str:
         name = column.name()
         present = f"{name} is not None" if column.is_text else f"{name} == {name}"
@@ -142,63 +131,25 @@ def _filled(source: Source, column: Column, fill: str, size: float) -> Column:
     return Column(source, write, is_text=column.is_text, bound=max(column.bound, size))
 
 
-def _flag(source: Source, column: Column) -> Column:
-    return Column(source, lambda: f"1.0 if {column.number()} != {column.number()} else 0.0", bound=1.0)
-
-
-def _scale(matrix: Matrix, *steps: tuple[str, Any]) -> Matrix:
-    """Apply ``x operator constant`` to each column, in order."""
-    columns = list(matrix.columns)
-    for operator, values in steps:
-        if values is not None:
-            columns = [_apply(column, operator, float(v)) for column, v in zip(columns, values, strict=True)]
+def _scaler(_: Source, step: StandardScaler, matrix: Matrix) -> Matrix:
+    columns = matrix.columns
+    if step.with_mean:
+        columns = [
+            column.derive(f"{{}} - {literal(mean)}", column.bound + abs(float(mean)))
+            for column, mean in zip(columns, step.mean_, strict=True)
+        ]
+    if step.with_std:
+        columns = [
+            column.derive(f"{{}} / {literal(scale)}", column.bound / float(scale))
+            for column, scale in zip(columns, step.scale_, strict=True)
+        ]
     return Matrix(columns)
-
-
-def _apply(column: Column, operator: str, value: float) -> Column:
-    size = {"-": column.bound + abs(value), "+": column.bound + abs(value), "*": column.bound * abs(value)}
-    bound = size[operator] if operator in size else column.bound / abs(value) if value else math.inf
-    return column.derive(f"{{}} {operator} {literal(value)}", bound)
-
-
-def _standard(_: Source, step: StandardScaler, matrix: Matrix) -> Matrix:
-    mean, scale = step.with_mean and step.mean_, step.with_std and step.scale_
-    return _scale(matrix, ("-", None if mean is False else mean), ("/", None if scale is False else scale))
-
-
-def _robust(_: Source, step: RobustScaler, matrix: Matrix) -> Matrix:
-    return _scale(
-        matrix, ("-", step.center_ if step.with_centering else None), ("/", step.scale_ if step.with_scaling else None)
-    )
-
-
-def _max_abs(_: Source, step: MaxAbsScaler, matrix: Matrix) -> Matrix:
-    if getattr(step, "clip", False):
-        raise NotExactError(what="MaxAbsScaler with clip", supported="one without is")
-    return _scale(matrix, ("/", step.scale_))
-
-
-def _min_max(source: Source, step: MinMaxScaler, matrix: Matrix) -> Matrix:
-    scaled = _scale(matrix, ("*", step.scale_), ("+", step.min_))
-    if not step.clip:
-        return scaled
-    low, high = step.feature_range
-
-    def clipped(column: Column) -> Column:
-        def write() -> str:
-            name = column.number()
-            above = f"{literal(high)} if {name} > {literal(high)} else {name}"
-            return f"{literal(low)} if {name} < {literal(low)} else {above}"
-
-        return Column(source, write, may_miss=column.may_miss, bound=max(abs(low), abs(high)))
-
-    return Matrix([clipped(column) for column in scaled.columns])
 
 
 # --- encoders ----------------------------------------------------------------------------------------------------
 
 
-def write_encoder(source: Source, step: Any, matrix: Matrix) -> Matrix:
+def _encoder(source: Source, step: Any, matrix: Matrix) -> Matrix:
     """Return an encoder's columns: it is asked what it makes of each category, so none of its options is repeated here.
 
     Parameters
@@ -209,7 +160,6 @@ def write_encoder(source: Source, step: Any, matrix: Matrix) -> Matrix:
     if dtype != np.float64 and dtype.kind not in "iu":
         raise NotExactError(what=f"{type(step).__name__} with dtype {dtype}", supported="float64 is")
     known = [_keys(step, column, i) for i, column in enumerate(matrix.columns)]
-    others = [_unseen(keys) for keys in known]
     longest = max(len(keys) for keys in known)
     table = _ask(step, [[*keys, *[keys[0]] * (longest - len(keys))] for keys in known], matrix)
     if table is None:
@@ -219,13 +169,13 @@ def write_encoder(source: Source, step: Any, matrix: Matrix) -> Matrix:
         end = start + _width(step, i)
 
         def one(value: Any, i: int = i, start: int = start, end: int = end) -> list[float] | None:
-            found = _ask(step, [[value if j == i else known[j][0]] for j in range(len(known))], matrix)
-            return None if found is None else found[0, start:end].tolist()
+            row = _ask(step, [[value if j == i else known[j][0]] for j in range(len(known))], matrix)
+            return None if row is None else row[0, start:end].tolist()
 
         cells: dict[Key, list[float] | None] = {k: table[row, start:end].tolist() for row, k in enumerate(keys)}
         if column.may_miss:
             cells[None] = one(None)
-        lookups.append(Lookup(source, column, cells, one(others[i])))
+        lookups.append(Lookup(source, column, cells, one(_unseen(keys))))
         start = end
     is_sparse = isinstance(step, OneHotEncoder) and step.sparse_output
     return Matrix([column for lookup in lookups for column in lookup.columns], is_sparse=is_sparse)
@@ -263,22 +213,19 @@ def _ask(step: Any, values: list[list[Any]], matrix: Matrix) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unknown categories are what is being asked about
-            found = step.transform(rows)
+            output = step.transform(rows)
     except ValueError:
         return None
-    return np.asarray(found.toarray() if hasattr(found, "toarray") else found, dtype=np.float64)
+    return np.asarray(output.toarray() if hasattr(output, "toarray") else output, dtype=np.float64)
 
 
 _WRITERS: dict[type, Callable[[Source, Any, Matrix], Matrix]] = {
     Pipeline: _pipeline,
     ColumnTransformer: _column_transformer,
-    FunctionTransformer: _function,
+    FunctionTransformer: _identity,
     SimpleImputer: _imputer,
-    StandardScaler: _standard,
-    RobustScaler: _robust,
-    MinMaxScaler: _min_max,
-    MaxAbsScaler: _max_abs,
-    OneHotEncoder: write_encoder,
-    OrdinalEncoder: write_encoder,
-    TargetEncoder: write_encoder,
+    StandardScaler: _scaler,
+    OneHotEncoder: _encoder,
+    OrdinalEncoder: _encoder,
+    TargetEncoder: _encoder,
 }

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import math
 import platform
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from sklearn.pipeline import Pipeline
 
 from mlops_lib.engines.exact.batches import write_batches
-from mlops_lib.engines.exact.scorer import Scorer, generate, predict
+from mlops_lib.engines.exact.scorer import Floats, Scorer, StandIn, ask, generate
 from mlops_lib.errors import NotExactError
 
 SINGLE_ROWS = 20  # called one by one with the whole pipeline, 3 ms each
 THRESHOLDS = 10
 VERSIONS = ("numpy", "scipy", "scikit-learn")
+NUMBERS = (math.nan, 0.0, -0.0, 5e-324, -5e-324, 1.0, -1.0, 0.5, 1e29, -1e29, 1e31, 1e300, -1e300)
+TEXTS = (None, "", " ", "unseen", "\u00fcnseen", "None", "nan")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def check_exact(scorer: Scorer, rows: pd.DataFrame, *, n_single: int = SINGLE_RO
     ----------
     rows : DataFrame of shape (n_rows, n_features)
         With the types of ``scorer.dtypes``. Every row that the scorer answers is compared with a batch, or, where the
-        pipeline gives a row other bits in a batch, with the last step multiplying each prepared row alone.
+        pipeline gives a row other bits in a batch, with the last step called with each prepared row alone.
     n_single : int
         So many rows are also compared with the whole pipeline called with each of them alone.
     """
@@ -71,7 +71,7 @@ def check_exact(scorer: Scorer, rows: pd.DataFrame, *, n_single: int = SINGLE_RO
         warnings.simplefilter("ignore")  # about unknown categories, which are here on purpose
         for some in [taken, *([i] for i in single)] if taken else []:
             ours = np.array([answers[i] for i in some])
-            different |= {some[i] for i in _differ(ours, _predict(scorer, rows[columns].iloc[some]))}
+            different |= {some[i] for i in _differ(ours, _ask_alone(scorer, rows[columns].iloc[some]))}
     return Comparison(len(taken), len(answers) - len(taken), len(single), len(different))
 
 
@@ -81,37 +81,24 @@ def _cells(column: pd.Series[Any]) -> list[Any]:
     return column.astype(object).where(column.notna() | as_nan, None).tolist()
 
 
-def _predict(scorer: Scorer, rows: pd.DataFrame) -> npt.NDArray[np.float64] | None:
+def _ask_alone(scorer: Scorer, rows: pd.DataFrame) -> Floats | None:
     """Return what the pipeline gives each of the rows alone; None where it refuses them."""
-    model = scorer.model
+    model, method = scorer.model, scorer.method
     try:
-        return predict(model if scorer.is_rowwise or len(rows) == 1 else _one_by_one(model), rows)
+        if scorer.is_rowwise or len(rows) == 1:
+            return ask(model, method, rows)
+        last, X = (model[-1], model[:-1].transform(rows)) if isinstance(model, Pipeline) else (model, rows)
+        X = np.ascontiguousarray(X)  # as one row always is
+        return np.concatenate([ask(last, method, X[i : i + 1]) for i in range(len(X))])
     except ValueError:
         return None
 
 
-class _EachRow(np.ndarray[Any, np.dtype[np.float64]]):
-    """Coefficients that each row is multiplied with alone, as BLAS does it for a matrix of one row."""
-
-    def __rmatmul__(self, rows: Any) -> Any:
-        each = np.ascontiguousarray(rows)[:, np.newaxis]  # contiguous, as one row always is
-        return np.matmul(each, self.view(np.ndarray))[:, 0]
-
-
-def _one_by_one(model: Any) -> Any:
-    """Return a linear model, or a pipeline that ends in one, that gives each of many rows the bits it has alone."""
-    if isinstance(model, Pipeline):
-        return Pipeline([*model.steps[:-1], (model.steps[-1][0], _one_by_one(model[-1]))])
-    alone = copy.copy(model)
-    alone.coef_ = model.coef_.view(_EachRow)
-    return alone
-
-
-def _differ(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64] | None) -> list[int]:
+def _differ(ours: Floats, theirs: Floats | None) -> list[int]:
     """Return the rows in which any bit differs; the sign of a zero counts."""
     if theirs is None:
         return list(range(len(ours)))
-    theirs = np.ascontiguousarray(theirs.reshape(len(theirs), -1))
+    ours, theirs = (np.ascontiguousarray(answers.reshape(len(answers), -1)) for answers in (ours, theirs))
     if ours.shape != theirs.shape:
         return list(range(len(ours)))
     return np.flatnonzero((ours.view(np.int64) != theirs.view(np.int64)).any(axis=1)).tolist()
@@ -144,51 +131,53 @@ def _edge_values(scorer: Scorer, column: pd.Series[Any], name: str, dtype: str, 
         return [0, 1, 2, 100]
     if dtype != "float64":
         known = [value for value in column.dropna().unique().tolist() if isinstance(value, str)][:10]
-        return [None, "", " ", "unseen", "\u00fcnseen", "None", "nan", *known, *(f"{value}\x00" for value in known[:3])]
-    values = [math.nan, 0.0, -0.0, 5e-324, -5e-324, 1.0, -1.0, 0.5, 1e29, -1e29, 1e31, 1e300, -1e300]
-    limits = scorer.thresholds.get(name, [])
-    some = rng.choice(limits, min(len(limits), THRESHOLDS), replace=False).tolist() if limits else []
-    for limit in some:
+        return [*TEXTS, *known, *(f"{value}\x00" for value in known[:3])]
+    values, limits = list(NUMBERS), scorer.thresholds.get(name, [])
+    for limit in rng.choice(limits, min(len(limits), THRESHOLDS), replace=False).tolist() if limits else []:
         values += [limit, math.nextafter(limit, math.inf), math.nextafter(limit, -math.inf), float(np.float32(limit))]
     return values
 
 
-def prove(model: Any, rows: pd.DataFrame) -> dict[str, Any]:
+def prove(model: Any, method: str, rows: pd.DataFrame) -> dict[str, Any]:
     """Return the verdict on a model's scorer, ready to be stored beside the model.
 
     Parameters
     ----------
     model : fitted scikit-learn estimator
+    method : {"predict_proba", "predict"}
+        By which the caller asks the model, and so its stand-ins.
     rows : DataFrame of shape (n_rows, n_features)
         A sample of the training data.
 
     Returns
     -------
     dict
-        ``equal``, and ``reason`` where it is False; ``dtypes``, ``sha256`` of the source, how many rows were compared,
-        ``batches``, whether :func:`batches_for` has a faster way for many rows, and the ``versions`` that it holds for.
+        ``equal``, and ``reason`` where it is False; ``method``, ``dtypes``, ``sha256`` of the source, how many rows
+        were compared, ``batches``, whether :func:`batches_for` has a faster way for many rows, and the ``versions``
+        that it holds for.
     """
     dtypes: dict[Any, str] = {name: str(dtype) for name, dtype in rows.dtypes.items()}
     try:
-        scorer = generate(model, dtypes)
+        scorer = generate(model, method, dtypes)
         cases = pd.concat([rows, make_edge_cases(scorer, rows)], ignore_index=True)
         cases = cases.astype(dtypes)
-        found = check_exact(scorer, cases)
+        comparison = check_exact(scorer, cases)
     except NotExactError as error:
         return {"equal": False, "reason": str(error)}
     except Exception as error:  # noqa: BLE001 - no fault of this shortcut may keep a model from being logged
         return {"equal": False, "reason": f"{type(error).__name__}: {error}"}
     facts = {
+        "method": method,
         "dtypes": dtypes,
-        "n_rows": found.n_rows,
-        "n_declined": found.n_declined,
-        "n_single": found.n_single,
+        "n_rows": comparison.n_rows,
+        "n_declined": comparison.n_declined,
+        "n_single": comparison.n_single,
         "sha256": scorer.sha256,
-        "batches": _is_exact_in_batches(model, cases),
+        "batches": _is_exact_in_batches(model, method, cases),
         "versions": _versions(),
     }
-    if not found.is_equal:
-        reason = f"{found.n_different} of {found.n_rows} rows differ from the pipeline"
+    if not comparison.is_equal:
+        reason = f"{comparison.n_different} of {comparison.n_rows} rows differ from the pipeline"
         return {"equal": False, "reason": reason, **facts}
     return {"equal": True, **facts}
 
@@ -203,37 +192,37 @@ def scorer_for(model: Any, verdict: Mapping[str, Any]) -> Scorer | None:
     verdict : mapping
         As :func:`prove` made it; empty for a model without one.
     """
-    if not verdict.get("equal") or verdict.get("versions") != _versions():
+    if not _holds(verdict, "equal"):
         return None
     try:
-        scorer = generate(model, verdict["dtypes"])
+        scorer = generate(model, verdict["method"], verdict["dtypes"])
     except NotExactError:
         return None
     return scorer if scorer.sha256 == verdict["sha256"] else None
 
 
-def batches_for(model: Any, verdict: Mapping[str, Any]) -> Callable[[pd.DataFrame], Any] | None:
+def batches_for(model: Any, verdict: Mapping[str, Any]) -> StandIn | None:
     """Return what scores many rows of a verified model faster and bit-equal, if the stored verdict holds here; or None.
 
-    Parameters are those of :func:`scorer_for`. The function takes rows of shape (n_rows, n_features) and returns
-    (n_rows,): the positive class's probability, or the prediction.
+    Parameters are those of :func:`scorer_for`.
     """
-    if not verdict.get("batches") or verdict.get("versions") != _versions():
-        return None
-    return write_batches(model)
+    return write_batches(model, verdict["method"]) if _holds(verdict, "batches") else None
 
 
-def _is_exact_in_batches(model: Any, rows: pd.DataFrame) -> bool:
+def _holds(verdict: Mapping[str, Any], claim: str) -> bool:
+    """Whether a verdict, which may be an older one, makes a claim for what is installed here."""
+    return bool(verdict.get(claim)) and "method" in verdict and verdict.get("versions") == _versions()
+
+
+def _is_exact_in_batches(model: Any, method: str, rows: pd.DataFrame) -> bool:
     """Whether there is a faster way for many rows that gives each of them the pipeline's bits."""
     try:
-        score = write_batches(model)
+        batches = write_batches(model, method)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unknown categories, which are here on purpose
-            theirs = predict(model, rows)
-            ours = score(rows)
+            return not _differ(batches.answer(rows), ask(model, method, rows))
     except (NotExactError, ValueError):
         return False
-    return not _differ(ours.reshape(-1, 1), theirs[:, 1] if theirs.ndim > 1 else theirs)
 
 
 def _versions() -> dict[str, str]:

@@ -56,7 +56,7 @@ class Scorer:
     verdict: Mapping[str, Any] = field(default_factory=dict)  # on the model's exact scorers
 
     @cached_property
-    def _compiled(self) -> Callable[[pd.DataFrame], Any] | None:
+    def _compiled(self) -> exact.StandIn | None:
         return exact.batches_for(self.model, self.verdict)
 
     @property
@@ -67,7 +67,7 @@ class Scorer:
     @cached_property
     def predict(self) -> Callable[[pd.DataFrame], Any]:
         """What scores many rows."""
-        return self._compiled or models.scorer(self.model)
+        return models.scorer(self._compiled or self.model)
 
     def score(self, batch: pa.RecordBatch, split: contracts.Split, repeated: pd.DataFrame) -> Scored:
         """Score the rows of a split batch, except those whose key comes again in another batch.

@@ -176,7 +176,9 @@ def predict(release: Release, rows: pd.DataFrame, scorer: exact.Scorer | None = 
     scorer : Scorer, optional
         Answers instead of the pipeline, with the same bits, where the rows are few enough.
     """
-    values = scorer.predict_rows(rows) if scorer else exact.predict(release.model, rows[release.features])
+    model = scorer or release.model
+    method = model.predict_proba if hasattr(model, "predict_proba") else model.predict
+    values = np.asarray(method(rows[release.features]), dtype=np.float64)
     if not np.isfinite(values).all():
         raise ValueError("the model returned a value that is not finite")
     return list(values.tolist())

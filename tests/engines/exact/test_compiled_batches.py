@@ -17,10 +17,11 @@ from sklearn.ensemble import (
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
-from test_compiled import ENCODERS, NUMBERS, TEXT, WHOLE, make_table, make_targets, perturb_leaf
+from test_compiled import ENCODERS, NUMBERS, TEXT, WHOLE, make_table, make_targets, method_of, perturb_leaf
 
 from mlops_lib.engines import exact
 from mlops_lib.engines.exact import batches
+from mlops_lib.engines.exact.scorer import generate
 from mlops_lib.errors import NotExactError
 
 BOOSTINGS = [
@@ -47,7 +48,7 @@ def fit(estimator: Any, target: str, rows: pd.DataFrame, *, encoder: Any = ENCOD
 
 
 def ask(model: Any, rows: pd.DataFrame) -> Any:
-    return model.predict_proba(rows)[:, 1] if hasattr(model, "predict_proba") else model.predict(rows)
+    return getattr(model, method_of(model))(rows)
 
 
 @pytest.mark.filterwarnings("ignore:Found unknown categories")
@@ -57,9 +58,8 @@ def test_rows_never_seen_get_the_pipelines_bits(monkeypatch: pytest.MonkeyPatch,
     target, estimator = BOOSTINGS[at]
     rows = make_table(400, seed=at)
     model = fit(estimator, target, rows, encoder=encoder, layout=at % 3)
-    score = batches.write_batches(model)
+    fast = batches.write_batches(model, method_of(model))
     monkeypatch.setattr(batches, "BLOCK_ROWS", 97)
-    monkeypatch.setattr(batches, "MAX_KNOWN", 5)
     later = make_table(500, seed=at + 100, unseen=True)
     later.loc[3:20, "weight"] = [math.inf, -math.inf, 0.0, -0.0, 5e-324, 1e308] * 3
     for table in (rows, later, later.head(1)):
@@ -67,20 +67,23 @@ def test_rows_never_seen_get_the_pipelines_bits(monkeypatch: pytest.MonkeyPatch,
             expected = ask(model, table)
         except ValueError:
             with pytest.raises(ValueError, match=r"unknown categories|infinity"):
-                score(table)
+                fast.answer(table)
         else:
-            assert score(table).tobytes() == expected.tobytes()
+            assert fast.answer(table).tobytes() == expected.tobytes()
 
 
 @pytest.mark.filterwarnings("ignore:Found unknown categories")
 def test_values_on_a_threshold_and_beside_it_get_the_pipelines_bits() -> None:
     rows = make_table(400, seed=2)[["size", "weight"]]
     model = fit_numbers(rows)
-    scorer = exact.generate(model, {"size": "float64", "weight": "float64"})
+    scorer = generate(model, "predict_proba", {"size": "float64", "weight": "float64"})
     limits = np.array(scorer.thresholds["size"])
     values = np.concatenate([limits, np.nextafter(limits, np.inf), np.nextafter(limits, -np.inf), [np.nan, -0.0]])
     edges = pd.DataFrame({"size": values, "weight": np.resize(rows["weight"], len(values))})
-    assert batches.write_batches(model)(edges).tobytes() == model.predict_proba(edges)[:, 1].tobytes()
+    assert (
+        batches.write_batches(model, method_of(model)).predict_proba(edges).tobytes()
+        == model.predict_proba(edges).tobytes()
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,7 @@ def test_a_grid_finds_the_place_that_a_binary_search_finds(thresholds: list[floa
 def test_features_share_tables_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_table(400, seed=2)[["size", "weight"]]
     model = fit_numbers(rows)
-    expected = model.predict_proba(rows)[:, 1].tobytes()
+    expected = model.predict_proba(rows).tobytes()
     for name, value, n_tables in (("TABLE_ROWS", 10**6, 1), ("MAX_TABLE_BYTES", 50_000, 2)):
         monkeypatch.setattr(batches, name, value)
         boosting = batches.Boosting(model)
@@ -131,19 +134,21 @@ def fit_numbers(rows: pd.DataFrame) -> Any:
 def test_a_verdict_holds_for_its_versions_and_model() -> None:
     rows = make_table(300, seed=4)
     model = fit(BOOSTINGS[0][1], "two", rows)
-    verdict = exact.prove(model, rows)
+    verdict = exact.prove(model, method_of(model), rows)
     assert verdict["batches"]
-    score = exact.batches_for(model, verdict)
-    assert score is not None
-    assert score(rows).tobytes() == ask(model, rows).tobytes()
+    fast = exact.batches_for(model, verdict)
+    assert fast is not None
+    assert fast.answer(rows).tobytes() == ask(model, rows).tobytes()
     assert exact.batches_for(model, {**verdict, "versions": {"numpy": "1.0"}}) is None
     assert exact.batches_for(model, {**verdict, "batches": False}) is None
     assert exact.batches_for(model, {}) is None
-    before = score(rows)
+    before = fast.answer(rows)
     perturb_leaf(model)
     changed = exact.batches_for(model, verdict)
     assert changed is not None
-    assert changed(rows).tobytes() == ask(model, rows).tobytes() != before.tobytes(), "made from the model itself"
+    assert changed.answer(rows).tobytes() == ask(model, rows).tobytes() != before.tobytes(), (
+        "made from the model itself"
+    )
 
 
 def break_side(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +175,9 @@ def break_order(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_fault_is_caught_and_the_pipeline_is_used(monkeypatch: pytest.MonkeyPatch, break_it: Any) -> None:
     rows = make_table(300, seed=4)[["size", "weight"]]
     model = fit_numbers(rows)
-    assert exact.prove(model, rows)["batches"]
+    assert exact.prove(model, method_of(model), rows)["batches"]
     break_it(monkeypatch)
-    verdict = exact.prove(model, rows)
+    verdict = exact.prove(model, method_of(model), rows)
     assert not verdict["batches"]
     assert exact.batches_for(model, verdict) is None
 
@@ -192,19 +197,19 @@ def test_what_has_no_faster_way_is_named() -> None:
     refused = {"native": named, "leaves": large, "several classes": several, "Forest": forest, "a split": constant}
     for words, model in refused.items():
         with pytest.raises(NotExactError, match=words):
-            batches.write_batches(model)
-    assert not exact.prove(large, numbers).get("batches")
+            batches.write_batches(model, method_of(model))
+    assert not exact.prove(large, method_of(large), numbers).get("batches")
 
 
 def test_tables_too_large_for_the_cache_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_table(300, seed=4)[["size", "weight"]]
     monkeypatch.setattr(batches, "MAX_TABLE_BYTES", 1000)
     with pytest.raises(NotExactError, match="tables of"):
-        batches.write_batches(fit_numbers(rows))
+        batches.write_batches(fit_numbers(rows), "predict_proba")
 
 
 def test_an_encoder_of_several_columns_for_a_category_is_asked_for_each_row() -> None:
     rows = make_table(300, seed=4)
     encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     model = fit(BOOSTINGS[0][1], "two", rows, encoder=encoder)
-    assert batches.write_batches(model)(rows).tobytes() == ask(model, rows).tobytes()
+    assert batches.write_batches(model, method_of(model)).answer(rows).tobytes() == ask(model, rows).tobytes()
