@@ -34,7 +34,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from xdist.scheduler import LoadScopeScheduling
 
 from mlops_lib import contracts, data, quality, registry, tracking
-from mlops_lib.engines.warm.server import without_grammar
+from mlops_lib.engines.warm import without_grammar
 from mlops_lib.gates import ContractCompatible, NoWorse, Threshold
 from mlops_lib.project import Project
 from mlops_lib.tracking import store

@@ -53,10 +53,10 @@ def entry() -> None:
     import gc
 
     if sys.argv[1:] not in ([], ["--version"]) and not HERE & {*sys.argv}:
-        from mlops_lib.engines.warm.client import run_command
+        from mlops_lib.engines import warm
 
         try:
-            code = run_command()
+            code = warm.entry()
         except MlopsError as error:
             click.secho(str(error), fg="red", err=True)
             code = 1

@@ -1,6 +1,6 @@
 """Ask the server for a process and be its client: what warm kernels and warm commands have in common.
 
-A warm command is the ``mlops`` of a shell whose imports are already done: :func:`run_command` has a fork of the server
+A warm command is the ``mlops`` of a shell whose imports are already done: :func:`entry` has a fork of the server
 run this process's own script, with the same arguments, environment, working directory, umask, limits, module path and
 standard files, hands it the signals that come, and returns its exit code. The library itself is imported by the fork
 as it is on disk now. Nothing is started for it, and what cannot be done this way is done here: where no server
@@ -18,13 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlops_lib.engines import warm
+from mlops_lib.engines.warm.keys import compute_key, read_limits, runtime_directory
 from mlops_lib.engines.warm.server import is_readable, receive, send
+from mlops_lib.engines.warm.servers import find_python
 from mlops_lib.errors import WarmKernelError
 
-ANSWER_TIMEOUT_S = 30.0
 COMMAND_TIMEOUT_S = 5.0  # a person waits for it
-_FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGWINCH")
 
 
 class WarmProcess:
@@ -75,8 +74,8 @@ def fork(
     request: Mapping[str, Any],
     files: Sequence[int],
     *,
+    timeout_s: float,
     start: Callable[[], None] | None = None,
-    timeout_s: float | None = None,
 ) -> WarmProcess:
     """Ask the server of ``key`` for a process; where there is none call ``start`` first.
 
@@ -85,35 +84,45 @@ def fork(
     WarmKernelError
         With the reason. No process is left behind.
     """
-    path = str(directory / f"{key}.sock")
+    limits = {limit: soft for limit, (soft, _) in read_limits().items()}
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(ANSWER_TIMEOUT_S if timeout_s is None else timeout_s)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(connection.close)
+        connection.settimeout(timeout_s)
         try:
-            connection.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            if start is None:
-                raise
-            start()
-            connection.connect(path)
-        limits = {limit: soft for limit, (soft, _) in warm.read_limits().items()}
-        send(connection, {**request, "umask": _read_umask(), "limits": limits}, tuple(files))
-        answer, _ = receive(connection)
-    except (OSError, EOFError) as error:
-        connection.close()
-        what = "did not answer in time" if isinstance(error, TimeoutError) else "ended without an answer"
-        raise WarmKernelError("fork", reason=f"its server {what}") from None
-    except BaseException:
-        connection.close()
-        raise
-    if "pid" not in answer:
-        connection.close()
-        raise WarmKernelError("fork", reason=f"the fork failed: {answer.get('error', answer)}")
-    connection.settimeout(None)
+            _connect(connection, str(directory / f"{key}.sock"), start)
+            send(connection, {**request, "umask": _read_umask(), "limits": limits}, tuple(files))
+            answer, _ = receive(connection)
+        except (OSError, EOFError) as error:
+            what = "did not answer in time" if isinstance(error, TimeoutError) else "ended without an answer"
+            raise WarmKernelError("fork", reason=f"its server {what}") from None
+        if "pid" not in answer:
+            raise WarmKernelError("fork", reason=f"the fork failed: {answer.get('error', answer)}")
+        connection.settimeout(None)
+        undo.pop_all()
     return WarmProcess(connection, answer["pid"])
 
 
-def run_command() -> int | None:
+def _connect(connection: socket.socket, path: str, start: Callable[[], None] | None) -> None:
+    try:
+        connection.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        if start is None:
+            raise
+        start()
+        connection.connect(path)
+
+
+def _read_umask() -> int:
+    """Read the umask without setting it, which would be seen by every thread."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
+
+
+# --- a command ---------------------------------------------------------------------------------------------------
+
+
+def entry() -> int | None:
     """Run this process's script in a fork of the server that is there, and return its exit code, or minus its signal.
 
     Returns None, and nothing has been done, where this process has to run it: see the module.
@@ -123,18 +132,15 @@ def run_command() -> int | None:
     WarmKernelError
         When the server ended before the command, which was killed with it.
     """
-    python = warm.find_python()
-    is_plain = sys.orig_argv[1:] == sys.argv and None not in {sys.stdin, sys.stdout, sys.stderr}
-    is_here = hasattr(sys.modules["__main__"], "__warm__") or os.environ.get("MLOPS_WARM") == "0"
-    if python is None or is_here or not is_plain:
+    python = find_python()
+    if python is None or not _may_run_elsewhere():
         return None
     env = dict(os.environ)
-    ignored = [number for number in _forwarded() if signal.getsignal(number) == signal.SIG_IGN]  # nohup, or a shell's &
-    request = {"script": sys.argv[0], "argv": sys.argv, "path": sys.path, "env": env, "ignored": ignored}
+    request = {"script": sys.argv[0], "argv": sys.argv, "path": sys.path, "env": env, "ignored": _ignored_signals()}
     try:
-        key = warm.compute_key(python, env)
         request["cwd"] = str(Path.cwd())
-        process = fork(warm.runtime_directory(), key, request, (), timeout_s=COMMAND_TIMEOUT_S)
+        key = compute_key(python, env)
+        process = fork(runtime_directory(), key, request, (), timeout_s=COMMAND_TIMEOUT_S)
         _forward_signals(process)
         send(process.connection, {}, (0, 1, 2))  # only now it begins
     except (WarmKernelError, OSError):
@@ -143,6 +149,18 @@ def run_command() -> int | None:
     if process.is_lost:
         raise WarmKernelError("command", command=" ".join(["mlops", *sys.argv[1:]]))
     return code
+
+
+def _may_run_elsewhere() -> bool:
+    """Whether a fork would be given all that this process was: no interpreter options, three standard files."""
+    is_fork = hasattr(sys.modules["__main__"], "__warm__")
+    is_plain = sys.orig_argv[1:] == sys.argv and None not in {sys.stdin, sys.stdout, sys.stderr}
+    return is_plain and not is_fork and os.environ.get("MLOPS_WARM") != "0"
+
+
+def _ignored_signals() -> list[int]:
+    """Return what a caller ignores: by nohup, or in a shell's background."""
+    return [number for number in _forwarded_signals() if signal.getsignal(number) == signal.SIG_IGN]
 
 
 def _forward_signals(process: WarmProcess) -> None:
@@ -156,17 +174,11 @@ def _forward_signals(process: WarmProcess) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
         process.send_signal(signal.SIGCONT)
 
-    handlers = dict.fromkeys(_forwarded(), forward) | {signal.SIGTSTP: pause}
+    handlers = dict.fromkeys(_forwarded_signals(), forward) | {signal.SIGTSTP: pause}
     for number, handler in handlers.items():
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
-def _forwarded() -> list[signal.Signals]:
-    return [signal.Signals[name] for name in _FORWARDED]  # Windows has not all of them
-
-
-def _read_umask() -> int:
-    """Read the umask without setting it, which would be seen by every thread."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
+def _forwarded_signals() -> list[signal.Signals]:
+    return [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH]  # Windows has not all of them

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,11 +27,15 @@ from jupyter_client.localinterfaces import localhost
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_core.utils import ensure_async, run_sync
 
-from mlops_lib.engines import warm
+with contextlib.suppress(ImportError):  # Windows has none; there kernels are plain
+    import fcntl
+
 from mlops_lib.engines.warm.client import WarmProcess, fork
+from mlops_lib.engines.warm.keys import compute_key, runtime_directory
+from mlops_lib.engines.warm.servers import is_supported, start_server
 from mlops_lib.errors import WarmKernelError
 
-_explained: set[str] = set()
+ANSWER_TIMEOUT_S = 30.0
 
 
 class WarmProvisioner(LocalProvisioner):
@@ -45,9 +50,9 @@ class WarmProvisioner(LocalProvisioner):
         manager = self.parent
         if self.folder is None and manager is not None and _is_ours(self.kernel_spec.argv):
             try:
-                self.folder, self.lock = warm.make_kernel_directory()
+                self.folder, self.lock = make_kernel_folder()
             except WarmKernelError as error:
-                explain(error)
+                explain(str(error))
             else:
                 manager.client_factory = _quick(manager.client_factory)
                 if (manager.transport, manager.ip) == ("tcp", localhost()):  # else it is to be reached from afar
@@ -62,7 +67,7 @@ class WarmProvisioner(LocalProvisioner):
             # In a thread, because a server may have to be started first, which takes seconds.
             self.process = await asyncio.to_thread(fork_kernel, cmd, **self._scrub_kwargs(kwargs))
         except WarmKernelError as error:
-            explain(error)
+            explain(str(error))
             return await super().launch_kernel(cmd, **kwargs)
         self.pid = self.pgid = self.process.pid
         self.cwd = kwargs.get("cwd") or Path.cwd()
@@ -128,14 +133,40 @@ def fork_kernel(
         raise WarmKernelError("fork", reason=f"the caller asks for {', '.join(unusual)}, which a fork cannot give")
     module = list(cmd).index("-m")
     python, argv = [sys.executable, *cmd[1:module]], cmd[module + 2 :]
-    directory = warm.runtime_directory()
-    key = warm.compute_key(python, env)
+    directory = runtime_directory()
+    key = compute_key(python, env)
     request = {"argv": list(argv), "env": dict(env), "cwd": str(Path(cwd or ".").absolute())}
     with contextlib.ExitStack() as stack:
         given = ((subprocess.DEVNULL, 0), (stdout, 1), (stderr, 2))
         files = [_open_stream(stream, default, stack) for stream, default in given]
-        start = functools.partial(warm.start_server, directory, key, python, env)
-        return fork(directory, key, request, files, start=start)
+        start = functools.partial(start_server, directory, key, python, env)
+        return fork(directory, key, request, files, timeout_s=ANSWER_TIMEOUT_S, start=start)
+
+
+def make_kernel_folder() -> tuple[Path, int]:
+    """Make a folder for one kernel's sockets, and return it with the open lock that says it is in use.
+
+    Folders whose holder has died, and with it the lock, are removed on the way.
+    """
+    if not is_supported():
+        raise WarmKernelError("fork", reason=f"kernels cannot be forked on {sys.platform}")
+    directory = runtime_directory()
+    for folder in directory.glob("k-*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(lock)
+    while True:  # until it is locked before somebody else takes it for a dead one and removes it
+        folder = Path(tempfile.mkdtemp(prefix="k-", dir=directory))
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
 
 
 async def _wait_end(process: WarmProcess) -> None:
@@ -152,11 +183,10 @@ async def _wait_end(process: WarmProcess) -> None:
             os.close(file)
 
 
-def explain(error: Exception) -> None:
+@functools.cache
+def explain(reason: str) -> None:
     """Say once on stderr why a kernel is a plain one."""
-    if str(error) not in _explained:
-        _explained.add(str(error))
-        print(f"{error} A plain kernel is used; its imports take their usual time.", file=sys.stderr)
+    print(f"{reason} A plain kernel is used; its imports take their usual time.", file=sys.stderr)
 
 
 def _is_ours(argv: Sequence[str]) -> bool:

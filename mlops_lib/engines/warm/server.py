@@ -20,7 +20,6 @@ import atexit
 import builtins
 import contextlib
 import gc
-import importlib
 import importlib.util
 import io
 import json
@@ -52,9 +51,9 @@ PRELOAD = """
     IPython.core.completerlib IPython.core.debugger IPython.core.oinspect IPython.core.logger IPython.core.pylabtools
     IPython.extensions.storemagic
     numpy pandas pandas.io.formats.html pyarrow.parquet pyarrow.dataset pandera.pandas pydantic scipy.stats skops.io
-    matplotlib.pyplot matplotlib.backends.backend_agg
-    sklearn.ensemble sklearn.linear_model sklearn.pipeline sklearn.compose sklearn.preprocessing sklearn.impute
-    sklearn.model_selection sklearn.metrics sklearn.inspection sklearn.calibration sklearn.datasets
+    matplotlib.pyplot matplotlib.backends.backend_agg sklearn.ensemble sklearn.linear_model sklearn.pipeline
+    sklearn.compose sklearn.preprocessing sklearn.impute sklearn.model_selection sklearn.metrics sklearn.inspection
+    sklearn.calibration sklearn.datasets
     mlflow mlflow.sklearn mlflow.pyfunc.model mlflow.pyfunc.scoring_server mlflow.types.responses mlflow.transformers
     mlflow.tracing.processor.otel mlflow.store.tracking.sqlalchemy_workspace_store
     mlflow.store.model_registry.sqlalchemy_store sqlalchemy.dialects.sqlite alembic.command git
@@ -110,26 +109,29 @@ def without_grammar() -> Iterator[None]:
 
 def preload() -> dict[str, Any]:
     """Import everything and return what is worth knowing about it; raise when a fork would not be safe."""
-    started, missing, before = time.monotonic(), [], dict(os.environ)
+    started, before = time.monotonic(), {*os.environ}
     # pandas asks once, when it is imported, whether it writes to a terminal or to a notebook.
     builtins.get_ipython = lambda: types.SimpleNamespace(kernel=None)  # type: ignore[attr-defined]
-    with contextlib.suppress(ImportError):
-        importlib.import_module("pandas")
+    _can_import("pandas")
     del builtins.get_ipython  # type: ignore[attr-defined]
     with without_grammar():
-        for name in (*PRELOAD, *COMMAND_PRELOAD):
-            try:
-                importlib.import_module(name)
-            except ImportError:  # a kernel that imports it will say so itself
-                missing.append(name)
-    new = {name: value for name, value in os.environ.items() if name not in before}
-    ADDED.update({name: value for name, value in new.items() if name.startswith(("KMP_", "PYDEVD_"))})
+        missing = [name for name in (*PRELOAD, *COMMAND_PRELOAD) if not _can_import(name)]
+    new = os.environ.keys() - before
+    ADDED.update({name: os.environ[name] for name in new if name.startswith(("KMP_", "PYDEVD_"))})
     if threading.active_count() > 1:
         names = ", ".join(thread.name for thread in threading.enumerate()[1:])
         raise RuntimeError(f"an import started Python threads, which a fork would lose: {names}")
     tasks = Path("/proc/self/task").iterdir()
     native = [(task / "comm").read_text().strip() for task in tasks if task.name != str(os.getpid())]
     return {"preload_s": round(time.monotonic() - started, 3), "native_threads": native, "missing": missing}
+
+
+def _can_import(name: str) -> bool:
+    """Import a module; where that is not possible, a kernel that imports it will say so itself."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+        return True
+    return False
 
 
 @dataclass(eq=False)
@@ -164,12 +166,11 @@ class Server:
         """Answer until idle. Whoever connects in the last moment is still served."""
         while True:
             events = self.poll.poll(None if self.children else self.idle_s * 1000)
-            if not events and not self.children:
+            if not events and not self.files:
+                return
+            if not events:
                 self.hide()
                 self.idle_s = 0
-                events = self.poll.poll(0)
-                if not events:
-                    return
             for file, _ in events:
                 child = self.children.get(file)
                 if file == self.listener.fileno():
@@ -187,12 +188,12 @@ class Server:
     def accept(self) -> None:
         """Fork a child for a client of the same user; hang up on anybody else."""
         connection, _ = self.listener.accept()
-        pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        client_pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid != os.getuid():
             connection.close()
             return
         try:
-            client_pidfd = os.pidfd_open(pid)
+            client_pidfd = os.pidfd_open(client_pid)
             with warnings.catch_warnings():  # Python 3.12 warns of native threads; pyarrow's one survives forks
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
@@ -208,15 +209,14 @@ class Server:
                 become(connection)
             finally:
                 os._exit(1)  # whatever happens, only the server may return from here
-        child = Child(pid, os.pidfd_open(pid), connection, client_pidfd)
-        # The child reads what comes from its client; the server only wants to know when it hangs up.
-        for file, event in (
-            (connection.fileno(), select.POLLRDHUP),
-            (client_pidfd, select.POLLIN),
-            (child.pidfd, select.POLLIN),
-        ):
-            self.poll.register(file, event)
-            self.children[file] = child
+        self.watch(Child(pid, os.pidfd_open(pid), connection, client_pidfd))
+
+    def watch(self, child: Child) -> None:
+        """Be woken when a child or its client ends, or when the client hangs up: what it says is for the child."""
+        self.poll.register(child.connection, select.POLLRDHUP)
+        self.poll.register(child.client_pidfd, select.POLLIN)
+        self.poll.register(child.pidfd, select.POLLIN)
+        self.children |= dict.fromkeys((child.connection.fileno(), child.client_pidfd, child.pidfd), child)
 
     def forget(self) -> None:
         """Close, in a forked child, everything that is the server's: others learn from it that somebody has gone."""
@@ -263,19 +263,7 @@ def become(connection: socket.socket) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setsid()
-        connection.settimeout(30)
-        request, files = receive(connection)
-        try:
-            take(files)
-            prepare(request)
-            run = (prepare_command if "script" in request else prepare_kernel)(request)
-        except BaseException as error:
-            send(connection, {"error": f"{type(error).__name__}: {error}"})
-            raise
-        send(connection, {"pid": os.getpid()})
-        if "script" in request:
-            take(receive(connection)[1])
-        connection.close()
+        run = _answer(connection)
     except BaseException:  # noqa: BLE001 - the client knows, and does without
         os._exit(code)
     try:
@@ -287,6 +275,24 @@ def become(connection: socket.socket) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(code)  # half a million frozen objects are not taken apart one by one
+
+
+def _answer(connection: socket.socket) -> Callable[[], None]:
+    """Read the request, say how it went, and return what runs."""
+    connection.settimeout(30)
+    request, files = receive(connection)
+    try:
+        take(files)
+        prepare(request)
+        run = (prepare_command if "script" in request else prepare_kernel)(request)
+    except BaseException as error:
+        send(connection, {"error": f"{type(error).__name__}: {error}"})
+        raise
+    send(connection, {"pid": os.getpid()})
+    if "script" in request:
+        take(receive(connection)[1])
+    connection.close()
+    return run
 
 
 def finish() -> None:
@@ -399,16 +405,11 @@ def prepare_kernel(request: dict[str, Any]) -> Callable[[], None]:
     return run
 
 
-def stop(*_: object) -> NoReturn:
-    """End the server from a signal."""
-    raise SystemExit(0)
-
-
 def main(directory: Path, key: str, lock_fd: int, idle_s: float) -> None:
     """Preload, say so on stdout, and serve. The lock is held until then, so that nobody starts a second server."""
     if os.fork():
         os._exit(0)  # whoever started the server has no child to wait for
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if not sys.flags.safe_path:
         del sys.path[0]  # this file's folder; a kernel looks for modules in its working directory instead
     gc.disable()

@@ -25,7 +25,7 @@ import psutil
 
 from mlops_lib import data
 from mlops_lib.engines import warm
-from mlops_lib.engines.warm.server import without_grammar
+from mlops_lib.engines.warm import without_grammar
 from mlops_lib.errors import NotebookError, NotebookStoppedError
 from mlops_lib.redaction import redact
 

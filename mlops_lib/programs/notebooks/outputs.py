@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlops_lib.engines.warm.server import without_grammar
+from mlops_lib.engines.warm import without_grammar
 from mlops_lib.report import Row
 
 FIGURE_SIZE, FIGURE_MEAN, FIGURE_BLOCK = 0.01, 0.005, 0.2  # shares: of width and height, of full contrast

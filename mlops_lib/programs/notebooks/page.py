@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops_lib import data
-from mlops_lib.engines.warm.server import without_grammar
+from mlops_lib.engines.warm import without_grammar
 
 with without_grammar():
     import nbformat

@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 
 from mlops_lib import tracking
 from mlops_lib.data import reads
-from mlops_lib.engines.warm.server import without_grammar
+from mlops_lib.engines.warm import without_grammar
 from mlops_lib.errors import NotebookError, NotebookStoppedError, NotFoundError
 from mlops_lib.programs.notebooks import cache, keys
 from mlops_lib.programs.notebooks.driver import Driver, Progress

@@ -30,7 +30,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
 from mlops_lib.engines import warm
-from mlops_lib.engines.warm import client, provisioner
+from mlops_lib.engines.warm import provisioner
+from mlops_lib.engines.warm.keys import compute_key, runtime_directory
 from mlops_lib.errors import WarmKernelError
 
 pytestmark = pytest.mark.skipif(not warm.is_supported(), reason="kernels are forked on Linux only")
@@ -75,9 +76,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def explained(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
+def explained(capfd: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
     """Return what the provisioner has said on stderr since the last call."""
-    monkeypatch.setattr(provisioner, "_explained", set())
+    provisioner.explain.cache_clear()
     return lambda: [line for line in capfd.readouterr().err.splitlines() if "plain kernel" in line]
 
 
@@ -396,20 +397,20 @@ def test_a_changed_installation_changes_the_key(tmp_path, monkeypatch):
     packages = tmp_path / "site-packages"
     packages.mkdir()
     monkeypatch.syspath_prepend(packages)
-    keys = [warm.compute_key([sys.executable], {})]
+    keys = [compute_key([sys.executable], {})]
     for name in ("a-1.dist-info", "b-1.dist-info"):
         (packages / name).mkdir()
-        keys.append(warm.compute_key([sys.executable], {}))
+        keys.append(compute_key([sys.executable], {}))
     (packages / "b-1.dist-info").rename(packages / "b-2.dist-info")
-    keys += [warm.compute_key([sys.executable], {}), warm.compute_key([sys.executable, "-Xdev"], {})]
+    keys += [compute_key([sys.executable], {}), compute_key([sys.executable, "-Xdev"], {})]
     assert len(set(keys)) == 5
-    assert warm.compute_key([sys.executable], {}) == warm.compute_key([sys.executable], {"COLOUR": "blue"})
+    assert compute_key([sys.executable], {}) == compute_key([sys.executable], {"COLOUR": "blue"})
 
 
 def test_executors_of_spark_share_a_server_though_each_has_a_secret_of_its_own():
-    keys = {warm.compute_key([sys.executable], {"PYTHON_WORKER_FACTORY_SECRET": secret}) for secret in ("a", "b")}
+    keys = {compute_key([sys.executable], {"PYTHON_WORKER_FACTORY_SECRET": secret}) for secret in ("a", "b")}
     assert len(keys) == 1
-    assert keys != {warm.compute_key([sys.executable], {"PYTHONUNBUFFERED": "YES"})}
+    assert keys != {compute_key([sys.executable], {"PYTHONUNBUFFERED": "YES"})}
 
 
 def test_what_crashed_processes_left_behind_is_swept(fresh):
@@ -464,7 +465,7 @@ def test_other_users_are_refused(fresh, directory_of_servers):
 def test_a_directory_that_cannot_be_used_is_refused(monkeypatch, path, reason):
     monkeypatch.setenv("MLOPS_RUNTIME_DIR", path)
     with pytest.raises(WarmKernelError, match=reason):
-        warm.runtime_directory()
+        runtime_directory()
 
 
 def test_a_preload_that_fails_is_explained_once_and_not_repeated(fresh, tmp_path, explained):
@@ -499,7 +500,7 @@ def test_a_server_that_does_not_answer_is_replaced_by_a_plain_kernel(fresh, expl
     with kernel():
         pid = warm.status()[0]["pid"]
     os.kill(pid, signal.SIGSTOP)
-    monkeypatch.setattr(client, "ANSWER_TIMEOUT_S", 30 if end else 0.3)
+    monkeypatch.setattr(provisioner, "ANSWER_TIMEOUT_S", 30 if end else 0.3)
     if end:
         threading.Timer(0.3, os.kill, (pid, end)).start()
     with kernel() as run:

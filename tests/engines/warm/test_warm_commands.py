@@ -393,16 +393,19 @@ def test_interpreter_options_are_not_lost(tool: Path, options: list[str]) -> Non
     "arguments", [["--help"], ["history", "-h"], ["--version"], ["kernels", "status"], ["--debug", "kernels", "status"]]
 )
 def test_help_and_what_handles_the_server_run_in_the_callers_process(
-    environ: Path, server_pid: int, arguments: list[str]
+    environ: Path, light: int, tool: Path, arguments: list[str]
 ) -> None:
-    os.kill(server_pid, signal.SIGSTOP)  # who asks it now gets no answer for seconds, and then reads the project here
-    try:
-        done = run([sys.executable, "-X", "importtime", MLOPS, *arguments])
-        assert done.returncode == 0
-        assert not {f"| {name}" for name in ("mlflow", "pandas")} & set(done.stderr.splitlines())
-        assert "mlops_lib.engines.warm.client" not in done.stderr
-    finally:
-        os.kill(server_pid, signal.SIGCONT)
+    imported = run([sys.executable, "-X", "importtime", MLOPS, *arguments]).stderr.splitlines()
+    assert not [line for line in imported if line.endswith(("| mlflow", "| pandas"))]
+    (path,) = Path(os.environ["MLOPS_RUNTIME_DIR"]).glob("*.sock")
+    warm.stop()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        assert run([MLOPS, *arguments]).returncode == 0
+        assert not select.select([listener], [], [], 0)[0], "nobody has called"
+        run(command(tool, ""), env={"TOOL_TIMEOUT_S": "0.2"})
+        assert select.select([listener], [], [], 0)[0], "where the server of other commands is"
     assert not environ.exists()
 
 
