@@ -606,7 +606,8 @@ def find_errors(source: str) -> Iterator[tuple[str, str, str]]:
             if len(node.args) > 1 or text is None:
                 yield name, case, "has no such case"
             elif facts != errors.facts_of(text):
-                yield name, case, f"line {node.lineno} gives {sorted(map(str, facts ^ errors.facts_of(text)))} or not"
+                differing = sorted(map(str, facts ^ errors.facts_of(text)))
+                yield name, case, f"line {node.lineno}: {differing} are missing or too many"
             else:
                 yield name, case, ""
 

@@ -615,7 +615,7 @@ END = " No contract was made or changed."
     ],
 )
 def test_a_column_that_contradicts_itself_is_refused(contract, changes, text):
-    with raises(ContractError, "definition") as caught:
+    with pytest.raises(ContractError) as caught:
         contract.replace_column("temp", **changes)
     assert str(caught.value) == f"Column 'temp' {text.format(high=contract.column('temp').high)}{END}"
 
@@ -745,7 +745,7 @@ def test_with_rule_adds_one_or_replaces_the_one_of_its_name(contract):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda c: c.with_policy("tmp.range", "warn"), "The contract has no rule 'tmp.range', needs id.null"),
+        (lambda c: c.with_policy("tmp.range", "warn"), "The contract has no rule 'tmp.range', needs one of id.null"),
         (lambda c: c.with_policy("tmp.range", "warn"), "Did you mean 'temp.range'?"),
         (lambda c: c.with_policy("temp.null", "warn"), "Rule 'temp.null' has policy 'warn', needs reject, stop."),
         (lambda c: c.with_policy("temp.kind", "warn"), "Rule 'temp.kind' has policy 'warn', needs reject, stop."),
@@ -767,7 +767,7 @@ def test_with_rule_adds_one_or_replaces_the_one_of_its_name(contract):
     ],
 )
 def test_a_policy_that_a_rule_cannot_have_is_refused(contract, change, text):
-    with raises(ContractError, "definition") as caught:
+    with pytest.raises(ContractError) as caught:
         change(contract)
     assert text in str(caught.value)
     assert str(caught.value).endswith(END)
