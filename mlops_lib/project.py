@@ -69,7 +69,7 @@ class Project:
     trusted_keys : tuple of str
         Public keys (``ed25519:…``, see :mod:`mlops_lib.models.signing`); with any, only what one of them has signed is
         loaded.
-    contract : callable, optional
+    adjust_contract : callable, optional
         Takes the contract inferred from training data and returns the one to use.
     keep_features : {"none", "values", "hash"}
         Whether batch predictions carry the features they were made from, or a 64-bit hash of them.
@@ -93,7 +93,7 @@ class Project:
     ingest: Callable[[], tuple[str, ...]] | None = None
     trusted_types: tuple[str, ...] = ()
     trusted_keys: tuple[str, ...] = ()
-    contract: Callable[[Any], Any] | None = None
+    adjust_contract: Callable[[Any], Any] | None = None
     keep_features: Literal["none", "values", "hash"] = "none"
     notebooks: str = "notebooks"
     # Filled in by load_project, from the environment of this process.

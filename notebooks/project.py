@@ -201,5 +201,5 @@ project = Project(
     slices=("origin", "carrier"),
     threshold=0.3,
     ingest=ingest,
-    contract=adjust_contract,
+    adjust_contract=adjust_contract,
 )

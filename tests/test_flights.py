@@ -115,7 +115,7 @@ def winter(flights: ModuleType) -> contracts.Contract:
     """Return the project's contract, learnt from January to March as 02_train does."""
     project = flights.project
     rows = data.read_table(project.paths("arrivals", "2013-01", "2013-03"))
-    found: contracts.Contract = project.contract(
+    found: contracts.Contract = project.adjust_contract(
         contracts.infer_contract(rows, features=project.features, keys=project.keys)
     )
     return found

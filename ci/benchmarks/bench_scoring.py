@@ -183,7 +183,7 @@ def register_model(project: Project) -> None:
     columns = make_column_transformer((encode, texts), remainder="passthrough")
     model = make_pipeline(columns, HistGradientBoostingClassifier(random_state=0)).fit(X, y)
     contract = contracts.infer_contract(rows, features=project.features, keys=project.keys)
-    contract = project.contract(contract) if project.contract else contract
+    contract = project.adjust_contract(contract) if project.adjust_contract else contract
     with tracking.start_run(project):
         logged = tracking.log_model(project, model, X, contract=contract.to_dict(), profile={})
     registry.register(project, logged.model_uri)
