@@ -111,7 +111,7 @@ def split_batch(contract: Contract, batch: pa.RecordBatch | pa.Table) -> Split:
 
 def read_batch(batch: pa.RecordBatch | pa.Table) -> tuple[pd.DataFrame, Source]:
     """Return an Arrow batch as the DataFrame and source that :func:`split_rows` takes, its types kept."""
-    source: Source = "csv" if (batch.schema.metadata or {}).get(b"source") == b"csv" else "table"
+    source: Source = "csv" if (batch.schema.metadata or {}).get(b"format") == b"csv" else "table"
     return batch.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True), source
 
 

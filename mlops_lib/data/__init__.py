@@ -21,14 +21,12 @@ if TYPE_CHECKING:
         fingerprint_file,
         fingerprint_frame,
         hash_rows,
-        nameless,
         raise_for_columns,
-        raise_for_encoding,
         read_batches,
         read_schema,
         read_table,
-        refusing,
         split_by_time,
+        translate_write_errors,
         write_table,
     )
 
@@ -40,14 +38,12 @@ __all__ = [
     "fingerprint_file",
     "fingerprint_frame",
     "hash_rows",
-    "nameless",
     "raise_for_columns",
-    "raise_for_encoding",
     "read_batches",
     "read_schema",
     "read_table",
-    "refusing",
     "split_by_time",
+    "translate_write_errors",
     "write_table",
 ]
 

@@ -14,7 +14,6 @@ header; its batches are text, for a contract to read: the type of its first rows
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import hashlib
 import os
@@ -28,10 +27,10 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from mlops_lib.data import reads
+from mlops_lib.data.csv_text import read_csv_batches, read_header
 from mlops_lib.errors import (
     NotFoundError,
     QualityError,
@@ -56,7 +55,7 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     path = Path(path)
     temporary = ""
     try:
-        with refusing(path):
+        with translate_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
             with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -71,18 +70,13 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def refusing(path: Path) -> Iterator[None]:
-    """Turn what the system says of writing ``path`` into ``WriteError``."""
+def translate_write_errors(path: Path | None = None) -> Iterator[None]:
+    """Turn what the system says of writing ``path``, or a temporary file without a name, into ``WriteError``."""
     try:
         yield
     except OSError as error:
         reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
-        raise WriteError(path=path, reason=reason) from error
-
-
-def nameless(folder: Path | None = None) -> Path:
-    """Return what messages call a temporary file without a name, in ``folder`` or where the system has them."""
-    return (folder or Path(tempfile.gettempdir())) / "temporary file"
+        raise WriteError(path=path or Path(tempfile.gettempdir()) / "temporary file", reason=reason) from error
 
 
 def _umask() -> int:
@@ -133,12 +127,28 @@ def read_table(
     return pd.concat(frames, ignore_index=True)
 
 
-def raise_for_columns(path: Path, needed: Iterable[str]) -> None:
-    """Raise ``TableError`` unless the file has every column in ``needed``, by reading its header only."""
-    have = read_schema(path).names
+def raise_for_columns(name: Path | str, needed: Iterable[str], have: Sequence[str] | None = None) -> None:
+    """Raise unless a table has every column in ``needed``, and none of its columns twice.
+
+    Parameters
+    ----------
+    name : path or str
+        A file, whose header is read, or what messages call the table.
+    needed : iterable of str
+    have : sequence of str, optional
+        The columns of a table that is no file.
+
+    Raises
+    ------
+    TableError
+    """
+    have = read_schema(name).names if have is None else have
     missing = tuple(dict.fromkeys(column for column in needed if column not in have))
     if missing:
-        raise TableError("columns", path=path, missing=missing, columns=tuple(have))
+        raise TableError("columns", path=name, missing=missing, columns=tuple(have))
+    repeated = tuple(dict.fromkeys(column for column in have if list(have).count(column) > 1))
+    if repeated:
+        raise TableError("repeated_columns", path=name, columns=repeated)
 
 
 def read_batches(
@@ -151,11 +161,12 @@ def read_batches(
     Raises
     ------
     NotFoundError, TableError
-        Before the first batch for a missing, cut or empty file; later for a damaged row group.
+        Before the first batch for a missing, cut or empty file; later for a damaged row group, bytes that are no text
+        and a row of a CSV that does not fit its header.
     """
     path = Path(path)
     n_rows = 0
-    with _explained(path):
+    with _translate_read_errors(path):
         reads.note("file", str(path.resolve()), lambda: fingerprint_file(path))
         for batch in _batches(path, columns, batch_rows):
             if batch.num_rows:
@@ -168,7 +179,7 @@ def read_batches(
 def count_rows(path: Path | str) -> int | None:
     """Return the number of rows that a Parquet file's footer states, or None for a CSV file."""
     path = Path(path)
-    with _explained(path):
+    with _translate_read_errors(path):
         return int(pq.read_metadata(path).num_rows) if path.suffix == ".parquet" else None
 
 
@@ -178,87 +189,9 @@ def _batches(path: Path, columns: Sequence[str] | None, batch_rows: int) -> Iter
         # Buffered: a column of a large row group is not read as a whole, nor kept when its row group is done.
         options: dict[str, Any] = {"buffer_size": 2**17, "pre_buffer": False, "page_checksum_verification": True}
         with pq.ParquetFile(path, **options) as file:
-            try:
-                yield from file.iter_batches(batch_size=batch_rows, columns=names)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise TableError(
-                    "file", path=path, reason=_locate(file, str(error).splitlines()[0].rstrip("."))
-                ) from error
+            yield from file.iter_batches(batch_size=batch_rows, columns=names)
     else:
-        yield from _csv_batches(path, names)
-
-
-# --- CSV -----------------------------------------------------------------------------------------------------------
-
-
-def _csv_batches(path: Path, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-    raise_for_encoding(path)
-    convert = pacsv.ConvertOptions(
-        include_columns=columns,
-        column_types=dict.fromkeys(read_schema(path).names, pa.string()),
-        null_values=[""],
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=False,
-    )
-    with _open_csv(path, convert) as reader:
-        for batch in reader:
-            yield batch.replace_schema_metadata({"source": "csv"})
-
-
-@contextlib.contextmanager
-def _open_csv(path: Path, convert: pacsv.ConvertOptions) -> Iterator[pacsv.CSVStreamingReader]:
-    """Open a CSV; a row with more or fewer fields than the header is an error that says which row it is."""
-    ragged: list[pacsv.InvalidRow] = []
-
-    def refuse(row: pacsv.InvalidRow) -> str:
-        ragged.append(row)
-        return "error"
-
-    parse = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
-    try:
-        serial = pacsv.ReadOptions(use_threads=False)  # or Arrow does not know which row it reads
-        with pacsv.open_csv(path, serial, parse, convert) as reader:
-            yield reader
-    except pa.ArrowInvalid:
-        if not ragged:
-            raise
-        row = ragged[0]
-        found = f"row {row.number} has {row.actual_columns} fields, the header {row.expected_columns}"
-        raise TableError("file", path=path, reason=f"{found}; a text that holds commas is written in quotes") from None
-
-
-def raise_for_encoding(path: Path) -> None:
-    """Raise ``TableError`` for a CSV that is not UTF-8 text, or in which a quote is never closed."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    n_bytes = n_lines = n_quotes = last_quote = 0
-    with reads.ours(), path.open("rb") as file:
-        while True:
-            block = file.read(2**20)
-            if not n_bytes and block.startswith(b"PAR1"):
-                raise TableError("file", path=path, reason="it holds Parquet, though its name ends in .csv")
-            pending = len(decoder.getstate()[0])
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                at, byte = n_bytes - pending + error.start, error.object[error.start]
-                line = n_lines + block[: max(0, error.start - pending)].count(b"\n") + 1
-                found = f"byte 0x{byte:02x} at position {at} (line {line}) is not UTF-8"
-                raise TableError("file", path=path, reason=f"{found}; save it with that encoding") from None
-            if b"\0" in block:
-                line = n_lines + block[: block.index(0)].count(b"\n") + 1
-                found = f"byte 0x00 at position {n_bytes + block.index(0)} (line {line}) is not UTF-8 text"
-                raise TableError("file", path=path, reason=f"{found}; save it with that encoding")
-            if not block:
-                break
-            if b'"' in block:
-                last_quote = n_lines + block[: block.rindex(b'"')].count(b"\n") + 1
-            n_quotes += block.count(b'"')
-            n_lines += block.count(b"\n")
-            n_bytes += len(block)
-    if n_quotes % 2:
-        raise TableError(
-            "file", path=path, reason=f"a quote is opened and never closed; the last one stands on line {last_quote}"
-        )
+        yield from read_csv_batches(path, names)
 
 
 def _infer_types(table: pa.Table) -> pa.Table:
@@ -276,61 +209,30 @@ def _infer_types(table: pa.Table) -> pa.Table:
     return table.replace_schema_metadata(None)
 
 
-def _locate(file: pq.ParquetFile, reason: str) -> str:
-    """Say which row group and column of a damaged file cannot be read."""
-    for group in range(file.num_row_groups):
-        for column in file.schema_arrow.names:
-            try:
-                file.read_row_group(group, columns=[column])
-            except (pa.ArrowInvalid, OSError):
-                return f"column '{column}' of row group {group + 1} of {file.num_row_groups}: {reason}"
-    return reason
-
-
 def read_schema(path: Path | str) -> pa.Schema:
     """Return names and types of a file's columns, by reading its header only."""
     path = Path(path)
-    with _explained(path):
+    with _translate_read_errors(path):
         if path.suffix == ".parquet":
             return pq.read_schema(path)
-        return pa.schema([(name, pa.string()) for name in _read_header(path)])
-
-
-def _read_header(path: Path) -> list[str]:
-    # Only the header matters here: rows that do not fit it are told when they are read.
-    parse = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda _: "skip")
-    try:
-        with pacsv.open_csv(path, parse_options=parse) as reader:
-            names = list(reader.schema.names)
-    except UnicodeDecodeError:
-        names = ["\0"]
-    if "\0" in "".join(names):
-        raise_for_encoding(path)
-    separator = next((mark for mark in ";\t|" if mark in names[0]), "") if len(names) == 1 else ""
-    if separator:
-        raise TableError(
-            "file", path=path, reason=f"its fields are separated by {separator!r} (header {names[0]!r}), not by commas"
-        )
-    return names
+        return pa.schema([(name, pa.string()) for name in read_header(path)])
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _translate_read_errors(path: Path) -> Iterator[None]:
     """Turn what Arrow and the system say of a file into our errors."""
     if path.suffix not in (".parquet", ".csv"):
         raise TableError("file", path=path, reason=f"its name ends in '{path.suffix}', not .parquet or .csv")
     if not path.is_file():
-        raise NotFoundError(
-            "table", path=path, siblings=tuple(sorted(p.name for p in path.parent.glob(f"*{path.suffix}")))
-        )
+        siblings = tuple(sorted(p.name for p in path.parent.glob(f"*{path.suffix}")))
+        raise NotFoundError("table", path=path, siblings=siblings)
     try:
         yield
-    except pa.ArrowInvalid as error:
-        raise TableError("file", path=path, reason=str(error).splitlines()[0].rstrip(".")) from error
-    except OSError as error:
-        raise TableError(
-            "file", path=path, reason=(error.strerror or str(error)).splitlines()[0].rstrip(".")
-        ) from error
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0].rstrip(".")
+        if "straddling" in reason:
+            reason = "a row is longer than 1 MB, or a quote is opened and never closed"
+        raise TableError("file", path=path, reason=reason) from error
 
 
 def fingerprint_file(path: Path | str) -> str:

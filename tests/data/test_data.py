@@ -229,7 +229,11 @@ def test_csv_is_read_with_its_types_and_missing_values(tmp_path: Path) -> None:
         ("id,name\n1,a\n2,caf\xe9\n", r"byte 0xe9 at position 17 \(line 3\) is not UTF-8"),
         ("id,name\n1,caf\xc3", r"byte 0xc3 at position 13 \(line 2\) is not UTF-8"),
         ("i\0d\0,\0x\0\n\0", r"byte 0x00 at position 1 \(line 1\) is not UTF-8 text"),
-        ('id,name\n1,"a\n2,b\n3,c\n', "a quote is opened and never closed; the last one stands on line 2"),
+        ('id,name\n1,"a\n2,b\n3,c\n', "a quote is opened and never closed"),
+        ('id,name\n1,a\n2,"', "a quote is opened and never closed"),
+        ('id,name\n1,5" disk\n2,"b', "a quote is opened and never closed"),
+        ('id,name\n1,a\n"2,b\n3,c\n', "a quote is opened and never closed"),
+        ('id,name\n1,"' + "a,b\n" * 300_000, "a row is longer than 1 MB, or a quote is opened and never closed"),
         ("PAR1\n", "it holds Parquet, though its name ends in .csv"),
         ("id\n\xff\n", r"byte 0xff at position 3 \(line 2\) is not UTF-8"),
     ],
@@ -253,7 +257,7 @@ def test_batches_of_a_csv_are_text_and_say_so(tmp_path: Path) -> None:
     path = tmp_path / "may.csv"
     path.write_text('\ufeffid,name\n007,NA\n8,""\n,\nabc,"a, ""b""\nc"\n', encoding="utf-8")
     (batch,) = data.read_batches(path)
-    assert batch.schema.metadata == {b"source": b"csv"}
+    assert batch.schema.metadata == {b"format": b"csv"}
     assert batch.to_pylist() == [
         {"id": "007", "name": "NA"},
         {"id": "8", "name": ""},
@@ -261,6 +265,20 @@ def test_batches_of_a_csv_are_text_and_say_so(tmp_path: Path) -> None:
         {"id": "abc", "name": 'a, "b"\nc'},
     ]
     assert next(data.read_batches(path, columns=["name"])).schema.names == ["name"]
+
+
+def test_a_quote_within_a_cell_is_a_letter_like_any_other(tmp_path: Path) -> None:
+    path = tmp_path / "may.csv"
+    for text, cell in (('1,5" disk', '5" disk'), ('1,"5"" disk"', '5" disk'), ('1,""', "")):
+        path.write_text(f"id,name\n0,a\n{text}", encoding="utf-8")
+        rows = [row for batch in data.read_batches(path) for row in batch.to_pylist()]
+        assert rows == [{"id": "0", "name": "a"}, {"id": "1", "name": cell}]
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "may.csv").write_text("id,size,size\n1,2,3\n")
+    with pytest.raises(TableError, match=r"may.csv' has more than one column size"):
+        data.read_table(tmp_path / "may.csv")
 
 
 def test_the_types_of_a_csv_that_is_read_whole_come_from_all_its_rows(tmp_path: Path) -> None:

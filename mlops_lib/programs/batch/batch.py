@@ -20,9 +20,9 @@ from threadpoolctl import threadpool_limits
 
 from mlops_lib import contracts, registry
 from mlops_lib.errors import BatchError
-from mlops_lib.programs.batch import keys as key_room
+from mlops_lib.programs.batch.keys import find_repeated
 from mlops_lib.programs.batch.result import ScoreResult, read_libraries
-from mlops_lib.programs.batch.rows import Scored, Scorer
+from mlops_lib.programs.batch.rows import BatchScorer, Scored
 from mlops_lib.programs.batch.sinks import Sink, open_sink
 from mlops_lib.programs.batch.sources import Source, open_source, split_address
 from mlops_lib.project import Project
@@ -31,7 +31,6 @@ from mlops_lib.registry import Release
 Progress = Callable[[int, int | None], None]
 MAX_WORKERS = 4  # each holds a batch: more would need more memory, and the reader could not feed them
 TRIM_BATCHES = 8  # after so many, memory that was freed goes back to the system
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc has it
 
 
 def score_table(
@@ -94,32 +93,32 @@ def score_versions(
     if len(set(map(str, outputs))) < len(releases) and split_address(output_path) is None:
         raise BatchError("one_output", output=str(output_path), versions=tuple(release.version for release in releases))
     scored_at = datetime.now(UTC).replace(microsecond=0)
-    jobs = [Job(make_scorer(release, project, scored_at), release) for release in releases]
+    scorings = [Scoring(make_scorer(release, project, scored_at), release) for release in releases]
     with contextlib.ExitStack() as stack:
-        for job, output in zip(jobs, outputs, strict=True):
-            job.sink = open_sink(output)
-            stack.callback(job.sink.close)
-        source = stack.enter_context(open_source(input_path, jobs[0].scorer.contract.keys))
-        for job in jobs:
-            source.raise_for_columns([*job.scorer.contract.keys, *job.scorer.contract.features])
+        for scoring, output in zip(scorings, outputs, strict=True):
+            scoring.sink = open_sink(output)
+            stack.callback(scoring.sink.close)
+        source = stack.enter_context(open_source(input_path, scorings[0].contract.keys))
+        for scoring in scorings:
+            source.raise_for_columns([*scoring.contract.keys, *scoring.contract.features])
         fingerprint = source.fingerprint()
-        for job in jobs:
-            job.done = job.sink.find_done(job.release, fingerprint, rows)
-        waiting = [job for job in jobs if job.done is None]
+        for scoring in scorings:
+            scoring.done = scoring.sink.find_done(scoring.release, fingerprint, rows)
+        waiting = [scoring for scoring in scorings if scoring.done is None]
         durations = {"prepare": time.monotonic() - started}
         if waiting:
             _score(source, waiting, rows, progress, durations)
-        for job in waiting:
+        for scoring in waiting:
             durations["total"] = time.monotonic() - started
-            job.done = job.sink.publish(make_account(job, source, fingerprint, rows, durations))
-    return [job.done for job in jobs if job.done is not None]
+            scoring.done = scoring.sink.publish(make_account(scoring, source, fingerprint, rows, durations))
+    return [scoring.done for scoring in scorings if scoring.done is not None]
 
 
 @dataclass
-class Job:
+class Scoring:
     """One version's part of a pass."""
 
-    scorer: Scorer
+    scorer: BatchScorer
     release: Release
     sink: Sink = field(init=False)
     done: ScoreResult | None = None
@@ -127,6 +126,11 @@ class Job:
     n_scored: int = 0
     rules: Counter[str] = field(default_factory=Counter)
     tally: contracts.Tally = field(default_factory=contracts.Tally)
+
+    @property
+    def contract(self) -> contracts.Contract:
+        """What this version holds rows to."""
+        return self.scorer.contract
 
     def take(self, scored: Scored) -> None:
         """Write a batch's rows and count them."""
@@ -138,7 +142,7 @@ class Job:
 
     def raise_for_table(self, name: str, *, is_whole: bool = True) -> None:
         """Raise if too many rows are bad, or if the whole table (a sample may differ) breaks the contract."""
-        contract, n_bad = self.scorer.contract, self.n_rows - self.n_scored
+        contract, n_bad = self.contract, self.n_rows - self.n_scored
         if n_bad > contract.max_bad_share * self.n_rows:
             raise BatchError(
                 "bad_rows",
@@ -174,9 +178,9 @@ def name_output(output: Path | str, version: int) -> Path | str:
     return Path(named) if isinstance(output, Path) else named
 
 
-def make_scorer(release: Release, project: Project, scored_at: datetime) -> Scorer:
+def make_scorer(release: Release, project: Project, scored_at: datetime) -> BatchScorer:
     """Return what scores batches with a release."""
-    return Scorer(
+    return BatchScorer(
         name=release.name,
         version=release.version,
         digest=release.digest,
@@ -191,37 +195,53 @@ def make_scorer(release: Release, project: Project, scored_at: datetime) -> Scor
 
 
 def _score(
-    source: Source, jobs: Sequence[Job], rows: int | None, progress: Progress | None, durations: dict[str, float]
+    source: Source,
+    scorings: Sequence[Scoring],
+    rows: int | None,
+    progress: Progress | None,
+    durations: dict[str, float],
 ) -> None:
     """Read once; check and predict in threads; write in order; refuse before anything is shown."""
     started = time.monotonic()
-    folders = [job.sink.open() for job in jobs]
-    by_contract = {job.scorer.contract.digest: job.scorer.contract for job in jobs}
-    repeated: dict[str, pd.DataFrame] = {}
-    for digest, contract in by_contract.items():
-        read = partial(_read_keys, source, contract, rows)
-        repeated[digest] = key_room.find_repeated(read, folders[0])
+    folders = [scoring.sink.open() for scoring in scorings]
+    digests = [scoring.contract.digest for scoring in scorings]
+    by_contract = dict(zip(digests, (scoring.contract for scoring in scorings), strict=True))
+    repeated = {
+        digest: find_repeated(partial(_read_keys, source, contract, rows), folders[0])
+        for digest, contract in by_contract.items()
+    }
     durations["keys"] = time.monotonic() - started
     n_rows = source.n_rows
     total = min(n_rows, rows) if n_rows and rows else n_rows
 
     def work(batch: pa.RecordBatch) -> list[Scored]:
-        split = {digest: contracts.split_batch(contract, batch) for digest, contract in by_contract.items()}
-        digests = [job.scorer.contract.digest for job in jobs]
-        return [job.scorer.score(batch, split[d], repeated[d]) for job, d in zip(jobs, digests, strict=True)]
+        splits = {digest: contracts.split_batch(contract, batch) for digest, contract in by_contract.items()}
+        both = zip(scorings, digests, strict=True)
+        return [scoring.scorer.score(batch, splits[digest], repeated[digest]) for scoring, digest in both]
 
-    n_workers = 1 if all(job.scorer.is_compiled for job in jobs) else min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    n_workers = 1 if all(scoring.scorer.is_compiled for scoring in scorings) else min(_count_cpus(), MAX_WORKERS)
     for n_batches, results in enumerate(_in_threads(work, _read(source, None, rows), n_workers)):
-        for job, scored in zip(jobs, results, strict=True):
-            job.take(scored)
+        for scoring, scored in zip(scorings, results, strict=True):
+            scoring.take(scored)
         if n_batches % TRIM_BATCHES == 0:
-            _trim(0)
+            _trim_memory()
         if progress:
-            progress(jobs[0].n_rows, total)
+            progress(scorings[0].n_rows, total)
     source.raise_if_changed()
     durations["score"] = time.monotonic() - started - durations["keys"]
-    for job in jobs:
-        job.raise_for_table(source.name, is_whole=rows is None)
+    for scoring in scorings:
+        scoring.raise_for_table(source.name, is_whole=rows is None)
+
+
+def _count_cpus() -> int:
+    """Return how many CPUs this process may use, where the system says so, or has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _trim_memory() -> None:
+    """Give freed memory back to the system, where its C library is glibc."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _in_threads(
@@ -262,26 +282,26 @@ def _read_keys(source: Source, contract: contracts.Contract, rows: int | None) -
 
 
 def make_account(
-    job: Job, source: Source, fingerprint: str, rows: int | None, durations: Mapping[str, float]
+    scoring: Scoring, source: Source, fingerprint: str, rows: int | None, durations: Mapping[str, float]
 ) -> ScoreResult:
     """Return the account of a pass that took ``durations`` (seconds, ``total`` among them), but for the sink's part."""
     rounded = {name: round(seconds, 3) for name, seconds in durations.items()}
     return ScoreResult(
-        name=job.release.name,
-        version=job.release.version,
-        stage=job.release.stage,
-        digest=job.release.digest,
+        name=scoring.release.name,
+        version=scoring.release.version,
+        stage=scoring.release.stage,
+        digest=scoring.release.digest,
         input=source.name,
         input_fingerprint=fingerprint,
-        output=job.sink.name,
+        output=scoring.sink.name,
         output_fingerprint="",
         quarantine=None,
-        n_rows=job.n_rows,
-        n_scored=job.n_scored,
-        n_quarantined=job.n_rows - job.n_scored,
-        bad_by_rule=dict(job.rules),
-        contract=job.scorer.contract.digest,
-        scored_at=job.scorer.scored_at.isoformat(),
+        n_rows=scoring.n_rows,
+        n_scored=scoring.n_scored,
+        n_quarantined=scoring.n_rows - scoring.n_scored,
+        bad_by_rule=dict(scoring.rules),
+        contract=scoring.contract.digest,
+        scored_at=scoring.scorer.scored_at.isoformat(),
         duration_s=rounded["total"],
         rows=rows,
         durations=rounded,

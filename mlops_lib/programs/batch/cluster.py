@@ -30,7 +30,7 @@ def session(master: str) -> Iterator[Any]:
     ------
     SparkError
     """
-    with explained(master):
+    with translate_errors(master):
         from pyspark.sql import SparkSession  # noqa: PLC0415
 
         running = SparkSession.getActiveSession()
@@ -50,7 +50,7 @@ def session(master: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def explained(master: str) -> Iterator[None]:
+def translate_errors(master: str) -> Iterator[None]:
     """Tell what Spark raises as ``SparkError``, in one line of its own."""
     try:
         from py4j.protocol import Py4JError  # noqa: PLC0415

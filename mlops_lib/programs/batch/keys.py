@@ -38,7 +38,7 @@ def find_repeated(read: Callable[[], Iterable[pd.DataFrame]], folder: Path | Non
         There was no room for 8 bytes a row.
     """
     # Closing the files fails too, when there is no room for what they still hold.
-    with data.refusing(data.nameless(folder)), contextlib.ExitStack() as stack:
+    with data.translate_write_errors(folder and folder / "temporary file"), contextlib.ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(_BUCKETS)]
         for frame in read():
             hashes = np.sort(_hash(frame))

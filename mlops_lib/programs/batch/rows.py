@@ -17,7 +17,7 @@ from sklearn.base import is_regressor
 
 from mlops_lib import contracts, models
 from mlops_lib.engines import exact
-from mlops_lib.programs.batch import keys as key_room
+from mlops_lib.programs.batch.keys import is_among
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Scorer:
+class BatchScorer:
     """A verified model and its contract, ready for any number of batches."""
 
     name: str
@@ -83,7 +83,7 @@ class Scorer:
         good, names = split.good, list(self.contract.keys)
         rule, reason = split.bad["rule"], split.bad["reason"]
         aside = [pd.DataFrame({"rule": rule, "reason": reason})]
-        again = key_room.is_among(good[names], repeated)
+        again = is_among(good[names], repeated)
         if again.any():
             label = ", ".join(names)
             aside.append(_explain(good.index[again], f"{label}.duplicated", f"{label} comes more than once"))

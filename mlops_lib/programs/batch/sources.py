@@ -11,7 +11,7 @@ import contextlib
 import decimal
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -33,10 +33,6 @@ class Source(Protocol):
     """A table that can be read in batches, more than once."""
 
     name: str
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Names and types, the same for every batch."""
 
     @property
     def n_rows(self) -> int | None:
@@ -64,14 +60,14 @@ def open_source(address: Path | str, keys: Sequence[str]) -> Iterator[Source]:
     TableError, NotFoundError
         Nothing was written.
     """
-    found = split_address(address)
-    if found is None:
+    parts = split_address(address)
+    if parts is None:
         yield FolderSource(Path(address)) if Path(address).is_dir() else FileSource(Path(address))
         return
-    with data.refusing(data.nameless()):
+    with data.translate_write_errors():
         spool = tempfile.TemporaryFile(prefix="mlops-")  # noqa: SIM115 - closed below
     with spool:
-        yield SqlSource(*found, keys, spool)
+        yield SqlSource(*parts, keys, spool)
 
 
 def split_address(address: Path | str) -> tuple[str, str] | None:
@@ -89,15 +85,6 @@ def split_address(address: Path | str) -> tuple[str, str] | None:
     if not (slash and separator and table.strip()):
         raise TableError("address", address=store.without_password(text))
     return f"{scheme}://{host}/{path}", table.strip()
-
-
-def _raise_for_names(name: Path | str, have: Sequence[str], needed: Sequence[str]) -> None:
-    missing = tuple(dict.fromkeys(column for column in needed if column not in have))
-    if missing:
-        raise TableError("columns", path=name, missing=missing, columns=tuple(have))
-    repeated = tuple(dict.fromkeys(column for column in have if list(have).count(column) > 1))
-    if repeated:
-        raise TableError("repeated_columns", path=name, columns=repeated)
 
 
 def _rebatch(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -120,14 +107,9 @@ class FileSource:
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
-        data.raise_for_columns(path, ())
-        self._marks = {path: _mark(path)}
+        self.raise_for_columns(())
+        self._marks = _list_marks(path)
         self._fingerprint = ""
-
-    @property
-    def schema(self) -> pa.Schema:
-        """As the first batch has it."""
-        return next(iter(data.read_batches(self.path))).schema
 
     @property
     def n_rows(self) -> int | None:
@@ -135,9 +117,12 @@ class FileSource:
         return data.count_rows(self.path)
 
     def fingerprint(self) -> str:
-        """Hash the file."""
-        self._fingerprint = data.fingerprint_file(self.path)
+        """Hash the file, or the names and files of a folder."""
+        self._fingerprint = self._hash()
         return self._fingerprint
+
+    def _hash(self) -> str:
+        return data.fingerprint_file(self.path)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Read the file from its beginning."""
@@ -145,75 +130,65 @@ class FileSource:
 
     def raise_for_columns(self, needed: Sequence[str]) -> None:
         """Look at the header."""
-        _raise_for_names(self.path, data.read_schema(self.path).names, needed)
+        data.raise_for_columns(self.path, needed)
 
     def raise_if_changed(self) -> None:
-        """Compare size, times and inode, then the hash: a file may be written to through a map, which moves no time."""
-        _raise_for_marks(self._marks, self.path)
-        if data.fingerprint_file(self.path) != self._fingerprint:
+        """Compare names, sizes, times and inodes, then the hash: who writes through a map moves no time."""
+        now = _list_marks(self.path)
+        changed = [path for path in {**self._marks, **now} if self._marks.get(path) != now.get(path)]
+        if changed:
+            raise BatchError("input_changed", path=changed[0])
+        if self._hash() != self._fingerprint:
             raise BatchError("input_changed", path=self.path)
 
 
-class FolderSource:
+class FolderSource(FileSource):
     """Parquet files below a folder, in the order of their names; ``key=value`` in a path is a column (Hive)."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.name = folder, str(folder)
+        self.path, self.name, self._fingerprint = folder, str(folder), ""
         self._marks = _list_marks(folder)
         if not self._marks:
-            raise NotFoundError(
-                "table", path=folder / "*.parquet", siblings=tuple(sorted(p.name for p in folder.iterdir()))
-            )
+            siblings = tuple(sorted(p.name for p in folder.iterdir()))
+            raise NotFoundError("table", path=folder / "*.parquet", siblings=siblings)
         self._partitions = _read_partitions(folder, list(self._marks))
-        self._fingerprint = ""
-        schemas = {path: self._schema(path) for path in self._marks}
-        first, unified = next(iter(schemas)), next(iter(schemas.values()))
+        schemas = {path: self._read_schema(path) for path in self._marks}
+        first, self._schema = next(iter(schemas.items()))
         for path, schema in schemas.items():
             try:
-                unified = pa.unify_schemas([unified, schema], promote_options="permissive")
+                self._schema = pa.unify_schemas([self._schema, schema], promote_options="permissive")
             except pa.ArrowException as error:
                 reason = f"its columns do not fit those of '{first.name}': {str(error).splitlines()[0].rstrip('.')}"
                 raise TableError("file", path=path, reason=reason) from error
-        self.schema = unified
 
     @property
     def n_rows(self) -> int | None:
         """As all footers say."""
         return sum(data.count_rows(path) or 0 for path in self._marks)
 
-    def fingerprint(self) -> str:
-        """Hash names and files."""
-        self._fingerprint = self._hash()
-        return self._fingerprint
-
     def _hash(self) -> str:
-        lines = [f"{path.relative_to(self.folder)} {data.fingerprint_file(path)}\n" for path in self._marks]
+        lines = [f"{path.relative_to(self.path)} {data.fingerprint_file(path)}\n" for path in self._marks]
         return f"folder:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Read the files one after the other."""
-        wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-        yield from _rebatch(self._aligned(wanted))
+        wanted = self._schema if columns is None else pa.schema([self._schema.field(name) for name in columns])
+        yield from _rebatch(self._align(wanted))
 
     def raise_for_columns(self, needed: Sequence[str]) -> None:
         """Look at every file's header."""
         for path in self._marks:
-            _raise_for_names(path, self._schema(path).names, needed)
+            data.raise_for_columns(path, needed, self._read_schema(path).names)
 
-    def raise_if_changed(self) -> None:
-        """Compare as for one file; a file that came or went is a change too."""
-        _raise_for_marks(self._marks, self.folder)
-        if list(_list_marks(self.folder)) != list(self._marks) or self._hash() != self._fingerprint:
-            raise BatchError("input_changed", path=self.folder)
-
-    def _schema(self, path: Path) -> pa.Schema:
+    def _read_schema(self, path: Path) -> pa.Schema:
         schema = data.read_schema(path)
         for name, value in self._partitions[path].items():
             if name not in schema.names:
                 schema = schema.append(pa.field(name, value.type))
         return schema.remove_metadata()
 
-    def _aligned(self, wanted: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def _align(self, wanted: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of all files with the columns and types of one schema."""
         n_rows = 0
         for path in self._marks:
             if not data.count_rows(path):
@@ -230,32 +205,21 @@ class FolderSource:
                 ]
                 yield pa.record_batch(columns, schema=wanted)
         if not n_rows:
-            raise TableError("no_rows", path=self.folder)
+            raise TableError("no_rows", path=self.path)
 
 
-def _mark(path: Path) -> tuple[int, int, int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+def _list_marks(path: Path) -> dict[Path, tuple[int, int, int, int]]:
+    """Return what tells a file, or each Parquet file below a folder, from what it may become.
 
-
-def _list_marks(folder: Path) -> dict[Path, tuple[int, int, int, int]]:
-    """Return the Parquet files below a folder; hidden ones and those of ``_…`` are somebody's unfinished work."""
-    paths = (path for path in sorted(folder.rglob("*.parquet")) if path.is_file())
-    return {
-        path: _mark(path)
-        for path in paths
-        if not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-    }
-
-
-def _raise_for_marks(marks: Mapping[Path, tuple[int, int, int, int]], name: Path) -> None:
-    for path, mark in marks.items():
-        try:
-            now = _mark(path)
-        except OSError as error:
-            raise BatchError("input_changed", path=path) from error
-        if now != mark:
-            raise BatchError("input_changed", path=path if len(marks) > 1 else name)
+    Hidden ones and those of ``_…`` are somebody's unfinished work.
+    """
+    marks = {}
+    for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
+        is_hidden = any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+        if file.is_file() and not is_hidden:
+            stat = file.stat()
+            marks[file] = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    return marks
 
 
 def _read_partitions(folder: Path, paths: Sequence[Path]) -> dict[Path, dict[str, pa.Scalar]]:
@@ -277,11 +241,15 @@ def _read_partitions(folder: Path, paths: Sequence[Path]) -> dict[Path, dict[str
 # --- databases ---------------------------------------------------------------------------------------------------
 
 
+_TYPES = ("null", "boolean", "integer", "floating", "string", "timestamp", "date")  # kept; all others become text
+
+
 class SqlSource:
     """A table or query of a database, read once into a spool, in the order of its keys.
 
     Values keep their kind: whole numbers stay whole, NUMERIC becomes the nearest float as it would from a CSV. A column
     that holds values of several kinds, as SQLite allows, is read as text, so that the contract sees it for what it is.
+    ``pd.read_sql`` with Arrow's types would make text of dates and of columns without values, and of bytes an error.
     """
 
     def __init__(self, url: str, table: str, keys: Sequence[str], spool: IO[bytes]) -> None:
@@ -291,7 +259,7 @@ class SqlSource:
         with sql.connected(url, self.name, must_exist=True) as connection:
             everything = f"select * from {sql.quote(connection, table)} as mlops_input"
             names = list(connection.execute(sa.text(f"{everything} where 1 = 0")).keys())
-            _raise_for_names(self.name, names, keys)
+            data.raise_for_columns(self.name, keys, names)
             order = ", ".join(sql.quote(connection, key) for key in keys)
             query = sa.text(f"{everything} order by {order}" if keys else everything)
             streamed = connection.execution_options(stream_results=True, yield_per=data.BATCH_ROWS).execute(query)
@@ -305,14 +273,9 @@ class SqlSource:
         batch = pa.record_batch(columns, names=list(names))
         for field in batch.schema:
             self._types[field.name] = _unify(self._types.get(field.name, pa.null()), field.type)
-        with data.refusing(data.nameless()), pa.ipc.new_stream(self._spool, batch.schema) as writer:
+        with data.translate_write_errors(), pa.ipc.new_stream(self._spool, batch.schema) as writer:
             writer.write_batch(batch)  # a stream each, since types may differ
         self._rows += batch.num_rows
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Types that hold every value seen."""
-        return pa.schema(list(self._types.items()))
 
     @property
     def n_rows(self) -> int | None:
@@ -321,15 +284,14 @@ class SqlSource:
 
     def fingerprint(self) -> str:
         """Hash the values as they will be scored."""
-        digest = hashlib.sha256(repr(self.schema).encode())
+        digest = hashlib.sha256(repr(pa.schema(list(self._types.items()))).encode())
         for batch in self.batches():
             digest.update(batch.serialize())
         return f"rows:{digest.hexdigest()}"
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Read the spool from its beginning."""
-        schema = self.schema
-        wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        wanted = pa.schema([(name, self._types[name]) for name in (self._types if columns is None else columns)])
         self._spool.seek(0)
         left = self._rows
         while left:
@@ -341,7 +303,7 @@ class SqlSource:
 
     def raise_for_columns(self, needed: Sequence[str]) -> None:
         """Look at the names."""
-        _raise_for_names(self.name, list(self._types), needed)
+        data.raise_for_columns(self.name, needed, list(self._types))
 
     def raise_if_changed(self) -> None:
         """Nothing can change: what was read is ours."""
@@ -353,12 +315,7 @@ def _to_arrow(values: Sequence[Any]) -> pa.Array:
         array = pa.array(plain)
     except (pa.ArrowException, OverflowError):
         return _to_text(plain)
-    return array if _is_plain(array.type) else _to_text(plain)
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    checks = (pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
-    return any(check(kind) for check in (*checks, pa.types.is_string, pa.types.is_timestamp, pa.types.is_date))
+    return array if any(getattr(pa.types, f"is_{name}")(array.type) for name in _TYPES) else _to_text(plain)
 
 
 def _to_text(values: Sequence[Any]) -> pa.Array:

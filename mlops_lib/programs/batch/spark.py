@@ -1,8 +1,8 @@
 """The same batch on Spark, for tables that one machine does not finish in time.
 
-Rows go through :class:`~mlops_lib.programs.batch.rows.Scorer`, as on one machine: same contract, quarantine, ids and
-account. The model's files are sent to each executor once; each Python worker verifies them by digest before it loads
-them, once. In and out are Parquet on a file system that driver and executors share; the output is a folder of
+Rows go through :class:`~mlops_lib.programs.batch.rows.BatchScorer`, as on one machine: same contract, quarantine, ids
+and account. The model's files are sent to each executor once; each Python worker verifies them by digest before it
+loads them, once. In and out are Parquet on a file system that driver and executors share; the output is a folder of
 Parquet files.
 """
 
@@ -28,9 +28,9 @@ import pyarrow as pa
 from mlops_lib import contracts, data, models, registry
 from mlops_lib.errors import BatchError, MlopsError, SparkError, TableError
 from mlops_lib.programs.batch import cluster
-from mlops_lib.programs.batch.batch import Job, make_account, make_scorer, name_output
+from mlops_lib.programs.batch.batch import Scoring, make_account, make_scorer, name_output
 from mlops_lib.programs.batch.result import ScoreResult
-from mlops_lib.programs.batch.rows import Scored, Scorer
+from mlops_lib.programs.batch.rows import BatchScorer, Scored
 from mlops_lib.programs.batch.sinks import FileSink
 from mlops_lib.programs.batch.sources import open_source, split_address
 from mlops_lib.project import Project
@@ -69,13 +69,13 @@ def score_on_spark(
         release = registry.load_model(project, version, folder=model)
         output = Path(name_output(output_path, release.version))
         scored_at = datetime.now(UTC).replace(microsecond=0)
-        job = Job(make_scorer(release, project, scored_at), release)
-        job.sink = sink = FileSink(output)
+        scoring = Scoring(make_scorer(release, project, scored_at), release)
+        scoring.sink = sink = FileSink(output)
         stack.callback(sink.close)
-        source = stack.enter_context(open_source(input_path, job.scorer.contract.keys))
+        source = stack.enter_context(open_source(input_path, scoring.contract.keys))
         if Path(input_path).suffix == ".csv":
             raise TableError("file", path=Path(input_path), reason="on Spark only Parquet is read")
-        source.raise_for_columns([*job.scorer.contract.keys, *job.scorer.contract.features])
+        source.raise_for_columns([*scoring.contract.keys, *scoring.contract.features])
         fingerprint = source.fingerprint()
         done = sink.find_done(release, fingerprint, None)
         if done is not None:
@@ -86,14 +86,14 @@ def score_on_spark(
         with cluster.session(master) as spark:
             spark.conf.set("spark.sql.session.timeZone", "UTC")
             spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(data.BATCH_ROWS))
-            shipped = _ship(spark, job, project, model)
+            shipped = _ship(spark, scoring, project, model)
             _raise_for_refusal(spark, master, shipped)
-            _score(spark, str(input_path), draft, job, shipped)
+            _score(spark, str(input_path), draft, scoring, shipped)
         source.raise_if_changed()
-        job.raise_for_table(source.name)
+        scoring.raise_for_table(source.name)
         durations["score"] = time.monotonic() - started - durations["prepare"]
         durations["total"] = time.monotonic() - started
-        result = make_account(job, source, fingerprint, None, durations)
+        result = make_account(scoring, source, fingerprint, None, durations)
         return sink.publish_folders(result, draft / "good", draft / "bad")
 
 
@@ -101,7 +101,7 @@ def score_on_spark(
 class Shipped:
     """What a Python worker needs to score: a scorer, whose model it gets and verifies itself."""
 
-    scorer: Scorer
+    scorer: BatchScorer
     file: str
     manifest: Mapping[str, Any]
     extra: tuple[str, ...]
@@ -164,16 +164,16 @@ def _load(file: str, digest: str, shipped: Shipped) -> Any:
 _sent: list[tempfile.TemporaryDirectory[str]] = []  # an executor that joins later asks for all that was ever sent
 
 
-def _ship(spark: Any, job: Job, project: Project, model: Path) -> Shipped:
+def _ship(spark: Any, scoring: Scoring, project: Project, model: Path) -> Shipped:
     """Send the files in ``model``, from which the release was loaded, to the executors, which compare them again."""
     _sent.append(tempfile.TemporaryDirectory(prefix="mlops-"))
-    folder, manifest = Path(_sent[-1].name), job.release.files.manifest
-    file = f"mlops-{job.release.digest[:16]}-{uuid.uuid4().hex[:8]}.zip"  # a session takes each name once
+    folder, manifest = Path(_sent[-1].name), scoring.release.files.manifest
+    file = f"mlops-{scoring.release.digest[:16]}-{uuid.uuid4().hex[:8]}.zip"  # a session takes each name once
     with zipfile.ZipFile(folder / file, "w") as archive:
         for name in manifest:
             archive.write(model / name, name)
     spark.addArtifacts(str(folder / file), file=True)
-    return Shipped(replace(job.scorer, model=None), file, manifest, project.trusted_types, pd.DataFrame())
+    return Shipped(replace(scoring.scorer, model=None), file, manifest, project.trusted_types, pd.DataFrame())
 
 
 def _raise_for_refusal(spark: Any, master: str, shipped: Shipped) -> None:
@@ -181,25 +181,25 @@ def _raise_for_refusal(spark: Any, master: str, shipped: Shipped) -> None:
 
     A refusal that is raised in a task ends its Python worker, and Spark tries again three times, each in a new one.
     """
-    told = spark.range(0, 1, 1, 1).mapInArrow(shipped.try_loading, "refused string").collect()
-    if told:
-        raise SparkError(master=master, reason=told[0]["refused"].rstrip("."))
+    refusals = spark.range(0, 1, 1, 1).mapInArrow(shipped.try_loading, "refused string").collect()
+    if refusals:
+        raise SparkError(master=master, reason=refusals[0]["refused"].rstrip("."))
 
 
-def _score(spark: Any, source: str, draft: Path, job: Job, shipped: Shipped) -> None:
+def _score(spark: Any, source: str, draft: Path, scoring: Scoring, shipped: Shipped) -> None:
     """Write rows scored and set aside into two folders, and count them."""
     from pyspark import StorageLevel  # noqa: PLC0415 - 1 s, and only --on spark needs it
     from pyspark.sql import functions as F  # noqa: N812, PLC0415 - as everybody writes it
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema  # noqa: PLC0415
 
-    frame, contract = spark.read.parquet(source), job.scorer.contract
+    frame, contract = spark.read.parquet(source), scoring.contract
     keys = list(contract.keys)
     known = functools.reduce(lambda one, other: one & other, [F.col(key).isNotNull() for key in keys])
     again = frame.where(known).groupBy(*keys).count().where("count > 1").select(*keys)
     repeated = contracts.read_keys(contract, again.toArrow())
     columns = to_arrow_schema(frame.schema, timezone="UTC")
     none = pa.record_batch([pa.array([], field.type) for field in columns], schema=columns)
-    nothing = job.scorer.score(none, contracts.split_batch(contract, none), pd.DataFrame())
+    nothing = scoring.scorer.score(none, contracts.split_batch(contract, none), pd.DataFrame())
     schema = from_arrow_schema(_structs(nothing).schema)
     scored = frame.mapInArrow(replace(shipped, repeated=repeated), schema)
     scored = scored.persist(StorageLevel.DISK_ONLY)
@@ -207,11 +207,11 @@ def _score(spark: Any, source: str, draft: Path, job: Job, shipped: Shipped) -> 
         scored.where("good is not null").select("good.*").write.parquet(str(draft / "good"))
         scored.where("bad is not null").select("bad.*").write.parquet(str(draft / "bad"))
         rows = scored.where("tally is null").groupBy("bad.rule").count().collect()
-        job.rules.update({row["rule"]: row["count"] for row in rows if row["rule"]})
-        job.n_scored = sum(row["count"] for row in rows if not row["rule"])
-        job.n_rows = job.n_scored + job.rules.total()
+        scoring.rules.update({row["rule"]: row["count"] for row in rows if row["rule"]})
+        scoring.n_scored = sum(row["count"] for row in rows if not row["rule"])
+        scoring.n_rows = scoring.n_scored + scoring.rules.total()
         for row in scored.where("tally is not null").select("tally").collect():
-            job.tally += pickle.loads(bytes(row["tally"]))
+            scoring.tally += pickle.loads(bytes(row["tally"]))
     finally:
         scored.unpersist()
 

@@ -87,7 +87,7 @@ def _run(spark: Any, master: str, client: MlflowClient, execution: Execution) ->
     execution.stop = lambda _: spark.interruptTag(tag)
     spark.addTag(tag)  # of what this thread asks for
     try:
-        with cluster.explained(master):
+        with cluster.translate_errors(master):
             (outcome,) = spark.range(0, 1, 1, 1).mapInArrow(task, OUTCOME).collect()
     except SparkError:
         _close_lost(client, project, tag)
