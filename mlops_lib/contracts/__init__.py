@@ -6,10 +6,6 @@ same data (integers where numbers are due, categories, Arrow, nullable types, th
 a loss. A bad *row* is set aside with its reasons (:func:`split_rows`); a bad *batch* (shares, scale) fails its report.
 One function judges a DataFrame, an Arrow batch, a CSV and JSON, so that a row has one verdict wherever it comes from.
 
-The checks are ours and not pandera's for what they judge: to pandera a column has one type, so that one string makes
-all its rows wrong. ``to_pandera()`` hands the same row rules to whoever lives with pandera; a test holds both to the
-same rows, and ``ci/bench contracts`` measures both.
-
 >>> import pandas as pd
 >>> train = pd.DataFrame({"id": [1, 2, 3], "temp": [30.0, 41.5, 55.0]})
 >>> split = split_rows(infer_contract(train, features=["temp"], keys=["id"]), train.assign(temp=[30.0, 415.0, 55.0]))
@@ -19,24 +15,21 @@ same rows, and ``ci/bench contracts`` measures both.
 
 from __future__ import annotations
 
-from mlops_lib.contracts.checking import Split, Tally, check_table, read_batch, read_keys, split_batch, split_rows
+from mlops_lib.contracts.checking import Split, Tally, check_table, read_keys, split_batch, split_rows
 from mlops_lib.contracts.comparing import compare_contracts
 from mlops_lib.contracts.contract import Column, Contract
 from mlops_lib.contracts.learning import infer_contract
-from mlops_lib.contracts.reading import Source
 from mlops_lib.contracts.rules import Rule
 
 __all__ = [
     "Column",
     "Contract",
     "Rule",
-    "Source",
     "Split",
     "Tally",
     "check_table",
     "compare_contracts",
     "infer_contract",
-    "read_batch",
     "read_keys",
     "split_batch",
     "split_rows",

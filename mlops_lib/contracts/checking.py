@@ -15,22 +15,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
 from mlops_lib.contracts.contract import Column, Contract
-from mlops_lib.contracts.reading import Cells, Mask, Source, describe_kind, read_cells
+from mlops_lib.contracts.reading import Cells, Format, Mask, describe_kind, name_kind, read_cells
 from mlops_lib.contracts.rules import find_broken
 from mlops_lib.errors import ContractError, listed
 from mlops_lib.report import Report, Row, Status
 
-Sizes = npt.NDArray[np.int64]
-
 _SCALE_QUANTILE = 0.9  # the upper decile of |x| moves far less with the season than the median, near zero above all
 _SCALE_MIN_VALUES = 30  # fewer nonzero values say nothing about units
-_SIZE_SHIFT = 47  # keeps 11 bits of exponent and 5 of mantissa: sizes are counted in steps of 3 %
-_INFINITE = 0x7FF << 5  # the first size that is no finite number's
+_SIZES_PER_OCTAVE = 16  # sizes are counted in steps of 4 %
 _N_EXAMPLES = 5
 
 
@@ -70,7 +66,9 @@ class Split:
 
 
 @dataclass(frozen=True)
-class _Violation:
+class Violation:
+    """A rule with the rows that break it, and what each of them is told."""
+
     rule: str
     mask: Mask
     text: str
@@ -92,12 +90,12 @@ class _Violation:
 def _list_values(values: pd.Series[Any]) -> list[str]:
     """Return values as people read them."""
     try:
-        found = values.tolist()
+        items = values.tolist()
     except (OverflowError, ValueError):  # a time that Arrow can hold and Python cannot
         if len(values) == 1:
             return ["out of bounds"]
         return [text for at in range(len(values)) for text in _list_values(values.iloc[[at]])]
-    return [reprlib.repr(item.item() if isinstance(item, np.generic) else item) for item in found]
+    return [reprlib.repr(item.item() if isinstance(item, np.generic) else item) for item in items]
 
 
 def split_batch(contract: Contract, batch: pa.RecordBatch | pa.Table) -> Split:
@@ -105,17 +103,17 @@ def split_batch(contract: Contract, batch: pa.RecordBatch | pa.Table) -> Split:
 
     Batches that ``data.read_batches`` made of a CSV say so in their metadata, and are read as text.
     """
-    frame, source = read_batch(batch)
-    return split_rows(contract, frame, source=source)
+    frame, format = _read_batch(batch)
+    return split_rows(contract, frame, format=format)
 
 
-def read_batch(batch: pa.RecordBatch | pa.Table) -> tuple[pd.DataFrame, Source]:
-    """Return an Arrow batch as the DataFrame and source that :func:`split_rows` takes, its types kept."""
-    source: Source = "csv" if (batch.schema.metadata or {}).get(b"format") == b"csv" else "table"
-    return batch.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True), source
+def _read_batch(batch: pa.RecordBatch | pa.Table) -> tuple[pd.DataFrame, Format]:
+    """Return an Arrow batch as the DataFrame and format that :func:`split_rows` takes, its types kept."""
+    format: Format = "csv" if (batch.schema.metadata or {}).get(b"format") == b"csv" else "table"
+    return batch.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True), format
 
 
-def split_rows(contract: Contract, frame: pd.DataFrame, *, source: Source = "table") -> Split:
+def split_rows(contract: Contract, frame: pd.DataFrame, *, format: Format = "table") -> Split:
     """Split a batch into rows that can be scored and rows set aside with their reasons.
 
     Parameters
@@ -123,7 +121,7 @@ def split_rows(contract: Contract, frame: pd.DataFrame, *, source: Source = "tab
     contract : Contract
     frame : DataFrame
         Keys and features in any order and of any type; other columns are ignored.
-    source : {"table", "csv", "json"}
+    format : {"table", "csv", "json"}
         What a value's type says: all there is; nothing, since all are text; all but times, which are ISO 8601 text.
 
     Raises
@@ -132,21 +130,24 @@ def split_rows(contract: Contract, frame: pd.DataFrame, *, source: Source = "tab
         A column is missing or there twice: no row can be judged.
     """
     raise_for_columns((*contract.keys, *contract.features), frame)
-    series = {column.name: frame[column.name] for column in contract.columns}
-    cells = {column.name: read_cells(series[column.name], column.kind, source) for column in contract.columns}
-    keys = read_key_cells(contract, frame, source)
-    found = list(find_key_violations(contract, frame, keys, source))
-    if source == "csv" and (header := _find_header(frame)).any():
-        found.insert(0, _Violation("header.repeated", header, "the header stands here again"))
-    for column in contract.columns:
-        found += _column_violations(column, series[column.name], cells[column.name], source)
-    found += [_Violation(rule.name, find_broken(rule, cells), f"not {rule.expression}") for rule in contract.rules]
-    found = [violation for violation in found if violation.mask.any()]
-    violations = [violation for violation in found if contract.policy(violation.rule) != "warn"]
+    cells = {column.name: read_cells(frame[column.name], column.kind, format) for column in contract.columns}
+    keys = read_key_cells(contract, frame, format)
+    violations = [
+        violation
+        for violation in (
+            *_header_violations(frame, format),
+            *find_key_violations(contract, frame, keys, format),
+            *(v for column in contract.columns for v in _column_violations(column, frame, cells[column.name], format)),
+            *(Violation(rule.name, find_broken(rule, cells), f"not {rule.expression}") for rule in contract.rules),
+        )
+        if violation.mask.any()
+    ]
     keep = np.ones(len(frame), dtype=bool)
     rules: dict[int, str] = {}
     reasons: dict[int, list[str]] = {}
     for violation in violations:
+        if contract.policy(violation.rule) == "warn":
+            continue
         keep &= ~violation.mask
         for position, reason in violation.describe():
             rules.setdefault(position, violation.rule)
@@ -157,55 +158,57 @@ def split_rows(contract: Contract, frame: pd.DataFrame, *, source: Source = "tab
         reason=pd.Series(["; ".join(reasons[position]) for position in at], dtype="str").array,
     )
     good = _build_good(contract, frame, cells, keys, keep)
-    return Split(good, bad, _tally(contract, frame, cells, found, len(bad)), contract)
+    return Split(good, bad, _tally(contract, frame, cells, violations, len(bad)), contract)
 
 
-def read_key_cells(contract: Contract, frame: pd.DataFrame, source: Source = "table") -> dict[str, Cells]:
+def read_key_cells(contract: Contract, frame: pd.DataFrame, format: Format = "table") -> dict[str, Cells]:
     """Read the keys whose kinds the contract knows."""
     kinds = {key: contract.key_kinds[key] for key in contract.keys if key in contract.key_kinds}
-    return {key: read_cells(frame[key], kind, source) for key, kind in kinds.items()}
+    return {key: read_cells(frame[key], kind, format) for key, kind in kinds.items()}
 
 
 def read_keys(contract: Contract, batch: pa.RecordBatch | pa.Table) -> pd.DataFrame:
     """Return the sound keys of an Arrow batch, as they stand in :attr:`Split.good`: to look for the same key twice."""
-    frame, source = read_batch(batch)
-    cells = read_key_cells(contract, frame, source)
-    lost = np.any([frame[key].isna().to_numpy() for key in contract.keys], axis=0)
-    for found in cells.values():
-        lost |= found.null | found.bad
-    return _build_good(contract, frame, {}, cells, ~lost)
+    frame, format = _read_batch(batch)
+    cells = read_key_cells(contract, frame, format)
+    unsound = np.any([frame[key].isna().to_numpy() for key in contract.keys], axis=0)
+    for column in cells.values():
+        unsound |= column.null | column.bad
+    return _build_good(contract, frame, {}, cells, ~unsound)
 
 
-def _find_header(frame: pd.DataFrame) -> Mask:
-    """Find the rows in which every value is the name of its column."""
+def _header_violations(frame: pd.DataFrame, format: Format) -> Iterator[Violation]:
+    """Yield the rows of a CSV in which every value is the name of its column."""
+    if format != "csv":
+        return
     same = np.ones(len(frame), dtype=bool)
     for name in frame.columns:
         if same.any():
             same &= (frame[name] == name).to_numpy(dtype=bool, na_value=False)
-    return same
+    yield Violation("header.repeated", same, "the header stands here again")
 
 
 def find_key_violations(
-    contract: Contract, frame: pd.DataFrame, cells: Mapping[str, Cells], source: Source = "table"
-) -> Iterator[_Violation]:
+    contract: Contract, frame: pd.DataFrame, cells: Mapping[str, Cells], format: Format = "table"
+) -> Iterator[Violation]:
     """Yield null keys, keys of another kind, and keys that come more than once in these rows."""
     keys = list(contract.keys)
     if not keys:
         return
     name, table = ", ".join(keys), frame[keys]
     null = np.any(table.isna().to_numpy(), axis=1)
-    for found in cells.values():
-        null |= found.null
-    yield _Violation(f"{name}.null", null, "needs a value", table)
+    for column in cells.values():
+        null |= column.null
+    yield Violation(f"{name}.null", null, "needs a value", table)
     sound = ~null
-    for key, found in cells.items():
-        needs = f"needs {describe_kind(contract.key_kinds[key], source)}"
-        yield _Violation(f"{key}.kind", found.bad, needs, frame[key])
-        sound &= ~found.bad
+    for key, column in cells.items():
+        needs = f"needs {describe_kind(contract.key_kinds[key], format)}"
+        yield Violation(f"{key}.kind", column.bad, needs, frame[key])
+        sound &= ~column.bad
     values = pd.DataFrame({key: cells[key].values if key in cells else frame[key].array for key in keys})
     duplicated = np.zeros(len(frame), dtype=bool)
     duplicated[sound] = _find_duplicated(values if sound.all() else values[sound])
-    yield _Violation(f"{name}.duplicated", duplicated, "needs to be the only one", table)
+    yield Violation(f"{name}.duplicated", duplicated, "needs to be the only one", table)
 
 
 def _find_duplicated(table: pd.DataFrame) -> Mask:
@@ -215,27 +218,23 @@ def _find_duplicated(table: pd.DataFrame) -> Mask:
         return table.map(repr).duplicated(keep=False).to_numpy()
 
 
-def _column_violations(column: Column, series: pd.Series[Any], cells: Cells, source: Source) -> Iterator[_Violation]:
-    name = column.name
+def _column_violations(column: Column, frame: pd.DataFrame, cells: Cells, format: Format) -> Iterator[Violation]:
+    name, series = column.name, frame[column.name]
     if not column.nullable:
-        article = "an" if column.kind == "integer" else "a"
-        yield _Violation(f"{name}.null", cells.null, f"{name} is null, needs {article} {column.kind}")
-    yield _Violation(f"{name}.kind", cells.bad, f"needs {describe_kind(column.kind, source)}", series)
+        yield Violation(f"{name}.null", cells.null, f"{name} is null, needs {name_kind(column.kind)}")
+    yield Violation(f"{name}.kind", cells.bad, f"needs {describe_kind(column.kind, format)}", series)
     if column.kind == "number":
-        yield _Violation(f"{name}.finite", np.isinf(cells.values), "needs a finite number", series)
+        yield Violation(f"{name}.finite", np.isinf(cells.values), "needs a finite number", series)
     if column.kind in ("number", "integer"):
         low, high = column.ends
         outside = (cells.values < low) | (cells.values > high)
         if outside.any():  # in most batches nothing is
             outside &= np.isfinite(cells.values) & ~(cells.null | cells.bad)
-        yield _Violation(f"{name}.range", outside, f"needs {column.range}", series)
+        yield Violation(f"{name}.range", outside, f"needs {column.range}", series)
     if column.categories is not None:
         needs = f"needs one of {listed(column.categories, limit=5)}"
-        yield _Violation(f"{name}.unseen", _find_unseen(column.categories, cells), needs, series)
-
-
-def _find_unseen(categories: Sequence[str], cells: Cells) -> Mask:
-    return ~(np.asarray(cells.values.isin(list(categories))) | cells.null | cells.bad)
+        known = np.asarray(cells.values.isin(list(column.categories)))
+        yield Violation(f"{name}.unseen", ~(known | cells.null | cells.bad), needs, series)
 
 
 def _build_good(
@@ -243,8 +242,8 @@ def _build_good(
 ) -> pd.DataFrame:
     """Return the rows to keep, in the contract's types."""
     everything = bool(keep.all())
-    found = {**{key: frame[key].array for key in contract.keys}, **{key: read.values for key, read in keys.items()}}
-    data: dict[str, Any] = {key: values if everything else values[keep] for key, values in found.items()}
+    columns = {key: keys[key].values if key in keys else frame[key].array for key in contract.keys}
+    data: dict[str, Any] = {key: values if everything else values[keep] for key, values in columns.items()}
     nullable = {"integer": pd.arrays.IntegerArray, "boolean": pd.arrays.BooleanArray}
     for column in contract.columns if cells else ():
         read = cells[column.name]
@@ -267,11 +266,11 @@ class Tally:
     n_rows, n_bad : int
     broken : Counter
         Rows that broke each rule, those that it only warns of included.
-    wrong, missing, unseen : Counter
-        Values of each column that are not of its kind, null, or in no known category.
+    missing : Counter
+        Nulls in each column, where they are allowed too.
     examples : dict of str to tuple of str
         Some unseen categories of each column, in order.
-    sizes : dict of str to ndarray
+    sizes : dict of str to Counter
         How many values of each number there are of each size.
     extra : tuple of str
         Columns that the contract does not know.
@@ -280,26 +279,25 @@ class Tally:
     n_rows: int = 0
     n_bad: int = 0
     broken: Counter[str] = field(default_factory=Counter)
-    wrong: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
-    unseen: Counter[str] = field(default_factory=Counter)
     examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    sizes: dict[str, Sizes] = field(default_factory=dict)
+    sizes: dict[str, Counter[int]] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
 
     def __add__(self, other: Tally) -> Tally:
         """Return the tally of both batches."""
         names = {*self.examples, *other.examples}
-        seen = {name: {*self.examples.get(name, ()), *other.examples.get(name, ())} for name in names}
+        examples = {name: {*self.examples.get(name, ()), *other.examples.get(name, ())} for name in names}
         return Tally(
             self.n_rows + other.n_rows,
             self.n_bad + other.n_bad,
             self.broken + other.broken,
-            self.wrong + other.wrong,
             self.missing + other.missing,
-            self.unseen + other.unseen,
-            examples={name: tuple(sorted(found)[:_N_EXAMPLES]) for name, found in seen.items()},
-            sizes={name: _sum_sizes(self.sizes, other.sizes, name) for name in {**self.sizes, **other.sizes}},
+            examples={name: tuple(sorted(values)[:_N_EXAMPLES]) for name, values in examples.items()},
+            sizes={
+                name: self.sizes.get(name, Counter()) + other.sizes.get(name, Counter())
+                for name in {**self.sizes, **other.sizes}
+            },
             extra=tuple(dict.fromkeys((*self.extra, *other.extra))),
         )
 
@@ -331,14 +329,15 @@ class Tally:
         return Report("Contract", tuple(rows), facts)
 
     def _column_rows(self, contract: Contract, column: Column) -> Iterator[Row]:
-        name = column.name
-        kind = "an integer" if column.kind == "integer" else f"a {column.kind}"
-        wrong, missing, unseen = (count[name] / self.n_rows for count in (self.wrong, self.missing, self.unseen))
-        yield _share_row(f"{name}.kind", wrong, contract.max_bad_share, f"values that are not {kind}")
-        yield _soften(contract, _share_row(f"{name}.missing_share", missing, column.max_missing_share, "nulls"))
+        name, kind = column.name, name_kind(column.kind)
+        wrong, missing, unseen = self.broken[f"{name}.kind"], self.missing[name], self.broken[f"{name}.unseen"]
+        reason = f"values that are not {kind}"
+        yield _share_row(f"{name}.kind", wrong / self.n_rows, contract.max_bad_share, reason)
+        share = missing / self.n_rows
+        yield _soften(contract, _share_row(f"{name}.missing_share", share, column.max_missing_share, "nulls"))
         if column.categories is not None:
-            reason = f"such as {listed(self.examples.get(name, ()))}"
-            yield _soften(contract, _share_row(f"{name}.unseen_share", unseen, column.max_unseen_share, reason))
+            share, reason = unseen / self.n_rows, f"such as {listed(self.examples.get(name, ()))}"
+            yield _soften(contract, _share_row(f"{name}.unseen_share", share, column.max_unseen_share, reason))
         if column.scale is not None:
             yield _soften(contract, _scale_row(column, column.scale, compute_scale(self.sizes[name])))
 
@@ -351,8 +350,7 @@ def check_table(contract: Contract, frame: pd.DataFrame) -> Report:
         n_expected = len(error.expected)
         faults = [f"missing: {listed(error.missing)}"] if error.missing else []
         faults += [f"more than once: {listed(error.duplicated)}"] if error.duplicated else []
-        found = n_expected - len(error.missing)
-        row = Row("columns", found, f"{n_expected}, each once", "failed", "; ".join(faults))
+        row = Row("columns", n_expected - len(error.missing), f"{n_expected}, each once", "failed", "; ".join(faults))
         facts = {"contract": contract.digest, "n_rows": len(frame), "extra_columns": _extra_columns(contract, frame)}
         return Report("Contract", (row,), facts)
     return split_rows(contract, frame).report
@@ -372,20 +370,18 @@ def _extra_columns(contract: Contract, frame: pd.DataFrame) -> list[str]:
 
 
 def _tally(
-    contract: Contract, frame: pd.DataFrame, cells: Mapping[str, Cells], found: Sequence[_Violation], n_bad: int
+    contract: Contract, frame: pd.DataFrame, cells: Mapping[str, Cells], violations: Sequence[Violation], n_bad: int
 ) -> Tally:
+    masks = {violation.rule: violation.mask for violation in violations}
     tally = Tally(len(frame), n_bad, extra=tuple(_extra_columns(contract, frame)))
-    for violation in found:
-        tally.broken[violation.rule] = int(violation.mask.sum())
+    tally.broken.update({rule: int(mask.sum()) for rule, mask in masks.items()})
     for column in contract.columns:
         name, read = column.name, cells[column.name]
-        tally.wrong[name], tally.missing[name] = int(read.bad.sum()), int(read.null.sum())
+        tally.missing[name] = int(read.null.sum())
         if column.scale is not None:
             tally.sizes[name] = count_sizes(read)
-        unseen = next((violation.mask for violation in found if violation.rule == f"{name}.unseen"), None)
-        if unseen is not None:
-            tally.unseen[name] = int(unseen.sum())
-            tally.examples[name] = tuple(sorted(set(read.values[unseen]))[:_N_EXAMPLES])
+        if f"{name}.unseen" in masks:
+            tally.examples[name] = tuple(sorted(set(read.values[masks[f"{name}.unseen"]]))[:_N_EXAMPLES])
     return tally
 
 
@@ -414,30 +410,25 @@ def _scale_row(column: Column, learnt: float, scale: float | None) -> Row:
     return Row(name, ratio, limit, status, reason if status == "failed" else "")
 
 
-def count_sizes(cells: Cells) -> Sizes:
-    """Count the nonzero finite values of each size; a size is the first bits of the absolute value as float64."""
+def count_sizes(cells: Cells) -> Counter[int]:
+    """Count the nonzero finite values of each size: the logarithm of the absolute value, in steps of 4 %."""
     kept = cells.values[~cells.bad] if cells.bad.any() else cells.values  # what stands for a null is 0 or no number
     magnitudes = np.abs(kept.astype("float64"))
-    counts = np.bincount((magnitudes.view("int64") >> _SIZE_SHIFT).astype("intp", copy=False), minlength=1)
-    counts[0] -= np.count_nonzero(magnitudes == 0)
-    return counts[:_INFINITE]
+    magnitudes = magnitudes[(magnitudes > 0) & (magnitudes < math.inf)]
+    sizes, counts = np.unique((np.log2(magnitudes) * _SIZES_PER_OCTAVE).astype("int16"), return_counts=True)
+    return Counter(dict(zip(sizes.tolist(), counts.tolist(), strict=True)))
 
 
-def _sum_sizes(one: Mapping[str, Sizes], other: Mapping[str, Sizes], name: str) -> Sizes:
-    short, long = sorted((one.get(name, _NO_SIZES), other.get(name, _NO_SIZES)), key=len)
-    total = long.copy()
-    total[: len(short)] += short
-    return total
+def compute_scale(sizes: Counter[int]) -> float | None:
+    """Return the upper decile of the nonzero finite absolute values, to 4 %, or None for too few of them.
 
-
-_NO_SIZES: Sizes = np.zeros(0, dtype="int64")
-
-
-def compute_scale(sizes: Sizes) -> float | None:
-    """Return the upper decile of the nonzero finite absolute values, to 3 %, or None for too few of them."""
-    total = int(sizes.sum())
+    A mean of the logarithms would need no counts, but moves with the season where values are near zero: of New York's
+    Celsius temperatures it is 7.5 times larger in July than in the winter, this decile 3.5 times.
+    """
+    total = sizes.total()
     if total < _SCALE_MIN_VALUES:
         return None
-    at = int(np.searchsorted(np.cumsum(sizes), int(_SCALE_QUANTILE * (total - 1)), side="right"))
-    # Of the smallest numbers, too small for a full mantissa, the first bits may all be zero.
-    return float(np.array([at << _SIZE_SHIFT], dtype="int64").view("float64")[0]) or math.ulp(0.0)
+    ordered = sorted(sizes)
+    places = np.cumsum([sizes[size] for size in ordered])
+    size = ordered[int(np.searchsorted(places, int(_SCALE_QUANTILE * (total - 1)), side="right"))]
+    return float(min(np.exp2(size / _SIZES_PER_OCTAVE), np.finfo("float64").max))

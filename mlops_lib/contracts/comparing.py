@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from mlops_lib.contracts.contract import Column, Contract
+from mlops_lib.contracts.reading import name_kind
 from mlops_lib.contracts.rules import POLICIES, Rule
 from mlops_lib.errors import listed
 from mlops_lib.report import Report, Row, Status
@@ -43,11 +44,8 @@ def compare_contracts(champion: Contract, candidate: Contract) -> Report:
 def _breaking_keys(champion: Contract, candidate: Contract) -> str:
     if set(champion.keys) != set(candidate.keys):
         return "keys changed"
-    changed = [key for key, kind in candidate.key_kinds.items() if champion.key_kinds.get(key) != kind]
-    return "; ".join(
-        f"{key} is {_a(candidate.key_kinds[key])}, was {_a(champion.key_kinds.get(key, 'key of any kind'))}"
-        for key in changed
-    )
+    kinds = ((key, kind, champion.key_kinds.get(key, "key of any kind")) for key, kind in candidate.key_kinds.items())
+    return "; ".join(f"{key} is {name_kind(new)}, was {name_kind(old)}" for key, new, old in kinds if new != old)
 
 
 def _tighter_rules(champion: Contract, candidate: Contract) -> Iterator[str]:
@@ -76,7 +74,7 @@ def _breaks(old: Column | None, new: Column) -> str:
     if old is None:
         return "the champion takes no such column"
     if old.kind != new.kind:
-        return f"is {_a(new.kind)}, was {_a(old.kind)}"
+        return f"is {name_kind(new.kind)}, was {name_kind(old.kind)}"
     return "no longer takes nulls" if old.nullable and not new.nullable else ""
 
 
@@ -103,7 +101,3 @@ def _narrower(old: Column, new: Column) -> Iterator[str]:
         now = (new.scale / new.scale_factor, new.scale * new.scale_factor)
         if now[0] > was[0] or now[1] < was[1]:
             yield f"scale {now[0]:.4g} to {now[1]:.4g}, was {was[0]:.4g} to {was[1]:.4g}"
-
-
-def _a(kind: str) -> str:
-    return f"an {kind}" if kind == "integer" else f"a {kind}"

@@ -8,20 +8,21 @@ import hashlib
 import html
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, field
+from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
+from pydantic import BeforeValidator, Field
 
-from mlops_lib.contracts.reading import KINDS, Cells, read_cells
-from mlops_lib.contracts.rules import POLICIES, Rule, find_broken, raise_for_expression
+from mlops_lib.contracts.reading import KINDS, Cells, Kind, read_cells
+from mlops_lib.contracts.records import FromList, Share, record
+from mlops_lib.contracts.rules import POLICIES, Policy, Rule, raise_for_expression
 from mlops_lib.errors import ContractError, NotFoundError, listed
 from mlops_lib.report import table_lines
 
 
-@dataclass(frozen=True)
+@record
 class Column:
     """What one feature may hold.
 
@@ -47,35 +48,22 @@ class Column:
     """
 
     name: str
-    kind: str
+    kind: Annotated[Kind, Field(description=f"one of {listed(KINDS)}")]
     nullable: bool = False
     low: float | None = None
     high: float | None = None
-    categories: tuple[str, ...] | None = None
-    unseen: str = "warn"
-    max_missing_share: float = 0.05
-    max_unseen_share: float = 0.05
-    scale: float | None = None
-    scale_factor: float = 5.0
+    categories: Annotated[tuple[str, ...], FromList] | None = None
+    unseen: Annotated[Policy, Field(description=f"one of {listed(POLICIES)}")] = "warn"
+    max_missing_share: Share = 0.05
+    max_unseen_share: Share = 0.05
+    scale: Annotated[float | None, Field(gt=0, allow_inf_nan=False, description="more than 0, or None")] = None
+    scale_factor: Annotated[float, Field(ge=1, allow_inf_nan=False, description="1 or more")] = 5.0
 
     def __post_init__(self) -> None:
         low, high = self.ends
-        for name, sound, expected in (
-            ("kind", self.kind in KINDS, f"one of {listed(KINDS)}"),
-            ("unseen", self.unseen in POLICIES, f"one of {listed(POLICIES)}"),
-            ("low", low <= high, f"at most high={self.high}"),
-            ("max_missing_share", 0 <= self.max_missing_share <= 1, "0 to 1"),
-            ("max_unseen_share", 0 <= self.max_unseen_share <= 1, "0 to 1"),
-            ("scale", self.scale is None or 0 < self.scale < math.inf, "more than 0, or None"),
-            ("scale_factor", 1 <= self.scale_factor < math.inf, "1 or more"),
-        ):
-            if not sound:
-                raise ContractError(
-                    "definition",
-                    subject=f"Column '{self.name}'",
-                    found=f"has {name}={getattr(self, name)!r}",
-                    expected=expected,
-                )
+        if not low <= high:
+            found, expected = f"has low={self.low!r}", f"at most high={self.high}"
+            raise ContractError("definition", subject=f"Column '{self.name}'", found=found, expected=expected)
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -89,11 +77,15 @@ class Column:
 
 
 @functools.cache
-def _no_cells(kind: str) -> Cells:
+def _no_cells(kind: Kind) -> Cells:
     return read_cells(pd.Series([], dtype=object), kind)
 
 
-@dataclass(frozen=True)
+def _read_rule(rule: object) -> object:
+    return Rule(rule) if isinstance(rule, str) else rule
+
+
+@record
 class Contract:
     """The columns, keys and rules that a table must keep before it is scored.
 
@@ -116,63 +108,46 @@ class Contract:
         is set aside (``reject``) and a batch that fails is not scored (``stop``). See :meth:`with_policy`.
     """
 
-    columns: tuple[Column, ...]
-    keys: tuple[str, ...] = ()
-    max_bad_share: float = 0.05
-    rules: tuple[Rule, ...] = ()
+    columns: Annotated[tuple[Column, ...], FromList]
+    keys: Annotated[tuple[str, ...], FromList] = ()
+    max_bad_share: Share = 0.05
+    rules: Annotated[tuple[Annotated[Rule, BeforeValidator(_read_rule)], ...], FromList] = ()
     n_rows: int = 0
-    key_kinds: Mapping[str, str] = field(default_factory=dict)
-    policies: Mapping[str, str] = field(default_factory=dict)
+    key_kinds: Mapping[str, Kind] = field(default_factory=dict)
+    policies: Mapping[str, Policy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        rules = tuple(Rule(rule) if isinstance(rule, str) else rule for rule in self.rules)
-        object.__setattr__(self, "rules", rules)
         twice = sorted({name for name in self.features if self.features.count(name) > 1})
-        if twice:
-            raise ContractError(
-                "definition",
-                subject="The contract",
-                found=f"has more than one column {listed(twice)}",
-                expected="each once",
+        names = [rule.name for rule in self.rules]
+        if twice or len(set(names)) < len(names):
+            found = (
+                f"has more than one column {listed(twice)}"
+                if twice
+                else f"has two rules of one name in {listed(names)}"
             )
-        if not 0 <= self.max_bad_share <= 1:
-            raise ContractError(
-                "definition",
-                subject="The contract",
-                found=f"has max_bad_share={self.max_bad_share!r}",
-                expected="0 to 1",
-            )
-        names = [rule.name for rule in rules]
-        if len(set(names)) < len(names):
-            raise ContractError(
-                "definition",
-                subject="The contract",
-                found=f"has two rules of one name in {listed(names)}",
-                expected="each once",
-            )
+            raise ContractError("definition", subject="The contract", found=found, expected="each once")
         empty = {column.name: _no_cells(column.kind) for column in self.columns}
-        for rule in rules:
+        for rule in self.rules:
             raise_for_expression(rule, empty)
+        known = self._policies()
         for name, policy in self.policies.items():
-            known = self._policies()
-            if policy not in known.get(name, POLICIES):
-                raise ContractError(
-                    "definition", subject=f"Rule '{name}'", found=f"has policy '{policy}'", expected=listed(known[name])
-                )
+            self._raise_for_policy(name, policy, known.get(name, POLICIES))
 
-    def _policies(self) -> dict[str, tuple[str, ...]]:
+    def _raise_for_policy(self, name: str, policy: Policy, known: Sequence[Policy]) -> None:
+        if policy not in known:
+            found, expected = f"has policy '{policy}'", listed(known)
+            raise ContractError("definition", subject=f"Rule '{name}'", found=found, expected=expected)
+
+    def _policies(self) -> dict[str, tuple[Policy, ...]]:
         """Return the policies that each rule can have, by its name."""
         keys = ", ".join(self.keys)
         must = [f"{keys}.null", f"{keys}.duplicated", *(f"{key}.kind" for key in self.keys)] if keys else []
         must += [f"{name}.{rule}" for name in self.features for rule in ("null", "kind", "finite")]
         may = [f"{name}.{rule}" for name in self.features for rule in ("range", "unseen")]
         batch = [f"{name}.{rule}" for name in self.features for rule in ("missing_share", "unseen_share", "scale")]
-        rows = {**dict.fromkeys(must, ("reject", "stop")), **dict.fromkeys(may, POLICIES)}
-        return {
-            **rows,
-            **dict.fromkeys((rule.name for rule in self.rules), POLICIES),
-            **dict.fromkeys(batch, ("warn", "stop")),
-        }
+        may += [rule.name for rule in self.rules]
+        policies: dict[str, tuple[Policy, ...]] = dict.fromkeys(must, ("reject", "stop"))
+        return policies | dict.fromkeys(may, POLICIES) | dict.fromkeys(batch, ("warn", "stop"))
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -195,11 +170,7 @@ class Contract:
         ContractError
             No such field, or a value that it cannot have.
         """
-        known = [item.name for item in dataclasses.fields(Column)]
         column = self.column(name)
-        for change in changes:
-            if change not in known:
-                raise ContractError("name", subject=f"Column '{name}'", what="field", name=change, names=known)
         new = dataclasses.replace(column, **changes)
         return dataclasses.replace(self, columns=tuple(new if c is column else c for c in self.columns))
 
@@ -218,7 +189,7 @@ class Contract:
         kept = tuple(old for old in self.rules if old.name != new.name)
         return dataclasses.replace(self, rules=(*kept, new))
 
-    def policy(self, name: str) -> str:
+    def policy(self, name: str) -> Policy:
         """Return what becomes of a broken rule: ``warn``, ``reject`` (a row) or ``stop`` (a batch)."""
         for rule in self.rules:
             if rule.name == name:
@@ -226,10 +197,10 @@ class Contract:
         column, _, what = name.rpartition(".")
         if what == "unseen" and column in self.features:
             return self.column(column).unseen
-        default = "stop" if what in ("missing_share", "unseen_share", "scale") else "reject"
+        default: Policy = "stop" if what in ("missing_share", "unseen_share", "scale") else "reject"
         return self.policies.get(name, default)
 
-    def with_policy(self, name: str, policy: str) -> Contract:
+    def with_policy(self, name: str, policy: Policy) -> Contract:
         """Return a contract in which a broken rule has another consequence.
 
         Parameters
@@ -248,12 +219,10 @@ class Contract:
         known = self._policies()
         if name not in known:
             raise ContractError("name", subject="The contract", what="rule", name=name, names=known)
-        if policy not in known[name]:
-            raise ContractError(
-                "definition", subject=f"Rule '{name}'", found=f"has policy '{policy}'", expected=listed(known[name])
-            )
-        if any(rule.name == name for rule in self.rules):
-            return self.with_rule(next(rule for rule in self.rules if rule.name == name), policy=policy)
+        self._raise_for_policy(name, policy, known[name])
+        for rule in self.rules:
+            if rule.name == name:
+                return self.with_rule(rule, policy=policy)
         if name.endswith(".unseen"):
             return self.replace_column(name.removesuffix(".unseen"), unseen=policy)
         return dataclasses.replace(self, policies={**self.policies, name: policy})
@@ -265,21 +234,13 @@ class Contract:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Contract:
         """Read back what :meth:`to_dict` wrote, from JSON too."""
-        columns = (
-            Column(**{**column, "categories": None if column["categories"] is None else tuple(column["categories"])})
-            for column in values["columns"]
-        )
+        columns = tuple(Column(**column) for column in values["columns"])
         rules = tuple(rule if isinstance(rule, str) else Rule(**rule) for rule in values["rules"])
-        return cls(**{**values, "columns": tuple(columns), "keys": tuple(values["keys"]), "rules": rules})
+        return cls(**{**values, "columns": columns, "rules": rules})
 
     def to_json(self) -> str:
         """Return canonical JSON: sorted keys, no spaces, no NaN. Equal contracts give equal text."""
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Contract:
-        """Read back what :meth:`to_json` wrote."""
-        return cls.from_dict(json.loads(text))
 
     @property
     def digest(self) -> str:
@@ -319,42 +280,3 @@ class Contract:
         head, rows, rules = self._lines()
         shown = pd.DataFrame(rows[1:], columns=rows[0]).to_html(index=False)
         return "".join([f"<p>{html.escape(head)}</p>", shown, *(f"<p>{html.escape(rule)}</p>" for rule in rules)])
-
-    def to_pandera(self) -> Any:
-        """Return the row rules as a ``pandera.pandas.DataFrameSchema`` for columns of the contract's own types.
-
-        Missing columns fail, others are ignored. What only a batch can show (shares, scale) is not in it.
-        """
-        import pandera.pandas as pandera  # noqa: PLC0415 - takes a second to import, and scoring does not need it
-
-        def column_schema(column: Column) -> Any:
-            low, high = column.ends if self.policy(f"{column.name}.range") != "warn" else (-math.inf, math.inf)
-            checks = [pandera.Check.ge(low)] if low > -math.inf else []
-            checks += [pandera.Check.le(high)] if high < math.inf else []
-            if column.kind == "number":
-                checks.append(pandera.Check(np.isfinite, name="finite"))
-            if column.kind == "datetime":  # any unit, which no one dtype says
-                checks.append(pandera.Check(lambda values: values.dtype.kind == "M", name="datetime64"))
-            if column.unseen != "warn" and column.categories is not None:
-                checks.append(pandera.Check.isin(column.categories))
-            dtypes = {"number": "float64", "string": "str", "datetime": None}
-            whole = {"integer": ("int64", "Int64"), "boolean": ("bool", "boolean")}
-            dtype = whole[column.kind][column.nullable] if column.kind in whole else dtypes[column.kind]
-            return pandera.Column(dtype, checks, nullable=column.nullable and column.name not in self.keys)
-
-        def rule_check(rule: Rule) -> Any:
-            kinds = {column.name: column.kind for column in self.columns}
-            return pandera.Check(
-                lambda frame: (
-                    ~pd.Series(
-                        find_broken(rule, {name: read_cells(frame[name], kinds[name]) for name in self.features}),
-                        frame.index,
-                    )
-                ),
-                name=rule.name,
-            )
-
-        columns = {name: pandera.Column(nullable=False) for name in self.keys}
-        columns |= {column.name: column_schema(column) for column in self.columns}
-        checks = [rule_check(rule) for rule in self.rules if rule.policy != "warn"]
-        return pandera.DataFrameSchema(columns, checks=checks, unique=list(self.keys) or None)

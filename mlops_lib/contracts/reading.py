@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 
 Mask = npt.NDArray[np.bool_]
 # What the values of a table mean: their types count; all are text; types count, but times are text.
-Source = Literal["table", "csv", "json"]
+Format = Literal["table", "csv", "json"]
 
-KINDS = ("number", "integer", "boolean", "string", "datetime")
+Kind = Literal["number", "integer", "boolean", "string", "datetime"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 _EXACT = 2**53  # integers up to here survive float64
 _INT64 = 2**63 - 1
 # Spellings of a missing value in a CSV, except in a column of strings, where only an empty field without quotes is one.
@@ -46,14 +47,19 @@ class Cells:
     bad: Mask
 
 
-def describe_kind(kind: str, source: Source = "table") -> str:
+def name_kind(kind: str) -> str:
+    """Return a kind with its article."""
+    return f"{'an' if kind == 'integer' else 'a'} {kind}"
+
+
+def describe_kind(kind: str, format: Format = "table") -> str:
     """Return what a value of this kind must be, for people."""
-    if source == "csv" or (source == "json" and kind == "datetime"):
+    if format == "csv" or (format == "json" and kind == "datetime"):
         return _TEXT_NEEDS[kind]
-    return f"{'an' if kind == 'integer' else 'a'} {kind} without loss"
+    return f"{name_kind(kind)} without loss"
 
 
-def infer_kind(series: pd.Series[Any]) -> str | None:
+def infer_kind(series: pd.Series[Any]) -> Kind | None:
     """Return the one kind that all values have, or None."""
     series = _decode(series)
     if isinstance(series.dtype, pd.CategoricalDtype):
@@ -62,14 +68,14 @@ def infer_kind(series: pd.Series[Any]) -> str | None:
     by_value = {"floating": "number", "mixed-integer-float": "number", "date": "datetime"}
     found = pd.api.types.infer_dtype(series, skipna=True)
     kind = by_type.get(series.dtype.kind, by_value.get(found, found))
-    return kind if kind in KINDS else None
+    return next((known for known in KINDS if known == kind), None)
 
 
-def read_cells(series: pd.Series[Any], kind: str, source: Source = "table") -> Cells:
+def read_cells(series: pd.Series[Any], kind: str, format: Format = "table") -> Cells:
     """Read a column as its kind: by its type where that settles it, else value by value."""
-    if source == "csv":
+    if format == "csv":
         return _read_csv(series, kind)
-    if source == "json" and kind == "datetime":
+    if format == "json" and kind == "datetime":
         return _read_json_times(series)
     series = _decode(series)
     dtype: Any = series.dtype

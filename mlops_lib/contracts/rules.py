@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from mlops_lib.contracts.reading import Cells, Mask
+from mlops_lib.contracts.records import record
 from mlops_lib.errors import ContractError, listed
 
-POLICIES = ("warn", "reject", "stop")  # from mild to severe
+Policy = Literal["warn", "reject", "stop"]  # from mild to severe
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 MAX_LENGTH = 500
 
 _ALLOWED = (
@@ -23,7 +25,7 @@ _ALLOWED = (
 )
 
 
-@dataclass(frozen=True)
+@record
 class Rule:
     """A comparison that a row must keep.
 
@@ -42,23 +44,12 @@ class Rule:
 
     expression: str
     name: str = ""
-    policy: str = "reject"
-    max_share: float | None = None
+    policy: Annotated[Policy, Field(description=listed(POLICIES))] = "reject"
+    max_share: Annotated[float | None, Field(ge=0, le=1, description="0 to 1, or None")] = None
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.expression)
-        for name, sound, expected in (
-            ("policy", self.policy in POLICIES, listed(POLICIES)),
-            ("max_share", self.max_share is None or 0 <= self.max_share <= 1, "0 to 1, or None"),
-        ):
-            if not sound:
-                raise ContractError(
-                    "definition",
-                    subject=f"Rule '{self.name}'",
-                    found=f"has {name}={getattr(self, name)!r}",
-                    expected=expected,
-                )
 
     def __str__(self) -> str:
         """Return the rule for people."""

@@ -71,7 +71,7 @@ def served(plain: Any) -> Callable[[str], Any]:
 def judge(body: str) -> str:
     """Return the rule that our service's own reading says a body breaks."""
     try:
-        split = contracts.split_rows(CONTRACT, service.read_payload(body.encode()), source="json")
+        split = contracts.split_rows(CONTRACT, service.read_payload(body.encode()), format="json")
     except ServiceError:
         return "payload"
     return str(split.bad["rule"].iloc[-1]) if len(split.bad) else ""

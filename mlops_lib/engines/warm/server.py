@@ -50,7 +50,7 @@ PRELOAD = """
     ipykernel.kernelapp ipykernel.ipkernel ipykernel.debugger tornado.platform.asyncio
     IPython.core.completerlib IPython.core.debugger IPython.core.oinspect IPython.core.logger IPython.core.pylabtools
     IPython.extensions.storemagic
-    numpy pandas pandas.io.formats.html pyarrow.parquet pyarrow.dataset pandera.pandas pydantic scipy.stats skops.io
+    numpy pandas pandas.io.formats.html pyarrow.parquet pyarrow.dataset pydantic.dataclasses scipy.stats skops.io
     matplotlib.pyplot matplotlib.backends.backend_agg sklearn.ensemble sklearn.linear_model sklearn.pipeline
     sklearn.compose sklearn.preprocessing sklearn.impute sklearn.model_selection sklearn.metrics sklearn.inspection
     sklearn.calibration sklearn.datasets

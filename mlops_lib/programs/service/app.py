@@ -152,7 +152,7 @@ def create_app(release: Release, follower: Follower | None = None) -> FastAPI:
         body, served = await request.body(), now()
         try:
             frame = read_payload(body)
-            split = contracts.split_rows(served.contract, frame, source="json")
+            split = contracts.split_rows(served.contract, frame, format="json")
         except MlopsError as error:
             return JSONResponse({"error": str(error)}, status_code=400, headers=served.headers)
         if len(split.bad):

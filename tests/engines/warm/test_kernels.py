@@ -37,7 +37,7 @@ from mlops_lib.errors import WarmKernelError
 pytestmark = pytest.mark.skipif(not warm.is_supported(), reason="kernels are forked on Linux only")
 
 IS_WARM = "open('/proc/self/comm').read() == 'mlops-kernel\\n'"
-HEAVY = ("numpy", "pandas", "pyarrow", "scipy", "sklearn", "skops", "matplotlib", "mlflow", "pandera", "git", "alembic")
+HEAVY = ("numpy", "pandas", "pyarrow", "scipy", "sklearn", "skops", "matplotlib", "mlflow", "git", "alembic")
 HEAVY += ("nbclient", "nbconvert", "nbformat", "pydantic", "sqlalchemy")
 
 
