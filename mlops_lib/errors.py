@@ -225,6 +225,11 @@ class QualityError(MlopsError):
         "period or a larger slice. Nothing was computed.",
         "metric": "Metric '{name}' is {value}, needs a finite number: MLflow would store infinity as 1.8e308, which "
         "passes every gate. No metric was logged.",
+        "no_value": "Metric '{metric}' has no value on these {n_rows} rows: {reason}. Nothing was computed.",
+        "no_direction": "Metric '{metric}' is best near zero, so that neither of two models is the worse one by it. "
+        "Name another. Nothing was computed.",
+        "function": "'{function}' of scikit-learn cannot be used by its name: {reason}. Give the project a "
+        "quality.Metric of it. Nothing was computed.",
         "confidence": "No interval follows from confidence={confidence}. It lies between 0 and 1, such as 0.95. "
         "Nothing was computed.",
         "profile": "Column '{column}' cannot be profiled: {reason}. No profile was built.",

@@ -100,9 +100,25 @@ class Task:
         """Of two classes the one that is not positive; None while no model has named it."""
         return next((each for each in self.classes if each != self.positive), None)
 
+    @property
+    def class_values(self) -> NDArray[Any]:
+        """The classes in the order of their codes (:meth:`encode`): of two the negative one first."""
+        classes = (self.negative, self.positive) if self.kind == "binary" else self.classes
+        values = np.asarray(classes)
+        return values if values.dtype.kind in "biuf" else np.array(classes, dtype=object)
+
     def with_classes(self, classes: Iterable[Any]) -> Task:
         """Return the task with the classes that a model or a table has, in their order."""
         return replace(self, classes=tuple(_plain(each) for each in classes))
+
+    def learn_classes(self, y_true: ArrayLike) -> Task:
+        """Return the task with the classes that labels hold, numbers before texts, where it knows none yet."""
+        if self.classes or not self.is_classifier:
+            return self
+        import pandas as pd  # noqa: PLC0415 - as below
+
+        values = {_plain(value) for value in pd.unique(pd.Series(np.asarray(y_true)).dropna())}
+        return self.with_classes(sorted(values, key=lambda value: (isinstance(value, str), value)))
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -148,8 +164,11 @@ class Task:
             return f"knows the classes {classes}, and the positive one is {self.positive!r}"
         last = _last_step(model)
         if self.kind == "binary" and _has_threshold(last):
-            label = last.classes_[1] if last.pos_label is None else last.pos_label
-            has_scores = hasattr(last.estimator_, "predict_proba") and last.response_method != "decision_function"
+            # TunedThresholdClassifierCV has the label that its scorer has, which nothing public tells.
+            label = last.pos_label if hasattr(last, "pos_label") else last._curve_scorer._get_pos_label()
+            label = last.classes_[1] if label is None else label
+            estimator = getattr(last, "estimator_", last.estimator)
+            has_scores = hasattr(estimator, "predict_proba") and last.response_method != "decision_function"
             if not has_scores or label != self.positive:
                 return f"has a threshold of its own that is not on the probability of {self.positive!r}"
         return ""
@@ -173,11 +192,18 @@ class Task:
 
     def decide(self, y_score: ArrayLike) -> NDArray[Any]:
         """Return what is predicted: a class for each row, or the number itself."""
+        if not self.is_classifier:
+            return np.asarray(y_score, dtype=np.float64)
+        return self.class_values[self.decide_codes(y_score)]
+
+    def decide_codes(self, y_score: ArrayLike) -> NDArray[np.intp]:
+        """Return the position in ``class_values`` of each row's predicted class."""
         y_score = np.asarray(y_score, dtype=np.float64)
-        if self.kind == "binary":
-            assert self.threshold is not None
-            return self._values((self.negative, self.positive))[(y_score >= self.threshold).astype(np.intp)]
-        return y_score if self.kind == "regression" else self._values(self.classes)[y_score.argmax(axis=1)]
+        if self.kind == "multiclass":
+            return np.asarray(y_score.argmax(axis=1))
+        if self.threshold is None:
+            raise TaskError(subject=f"The task '{self.kind}'", reason="has no classes to decide between")
+        return (y_score >= self.threshold).astype(np.intp)
 
     def to_columns(self, y_score: ArrayLike) -> dict[str, NDArray[Any]]:
         """Return the columns of a prediction, each of shape (n_rows,).
@@ -191,22 +217,24 @@ class Task:
             return {"prediction": prediction}
         if self.kind == "binary":
             return {"score": y_score, "prediction": prediction}
-        each = {f"score_{name}": y_score[:, n] for n, name in enumerate(self.classes)}
+        each = dict(zip(self.score_columns, y_score.T, strict=True))
         return {"prediction": prediction, "score": y_score.max(axis=1), **each}
 
     def columns(self) -> tuple[str, ...]:
         """Return the names of :meth:`to_columns` in order."""
         return tuple(self.to_columns(np.empty((0, len(self.classes)) if self.kind == "multiclass" else 0)))
 
+    @property
+    def score_columns(self) -> tuple[str, ...]:
+        """Those of :meth:`to_columns` that hold the scores."""
+        if self.kind == "multiclass":
+            return tuple(f"score_{name}" for name in self.classes)
+        return ("score",) if self.kind == "binary" else ("prediction",)
+
     def from_columns(self, predictions: pd.DataFrame) -> NDArray[np.float64]:
         """Return the scores that :meth:`to_columns` was given."""
-        if self.kind == "multiclass":
-            return predictions[[f"score_{name}" for name in self.classes]].to_numpy(dtype=np.float64)
-        return predictions["score" if self.kind == "binary" else "prediction"].to_numpy(dtype=np.float64)
-
-    def _values(self, classes: tuple[Any, ...]) -> NDArray[Any]:
-        values = np.asarray(classes)
-        return values if values.dtype.kind in "biuf" else np.array(classes, dtype=object)
+        scores = predictions[list(self.score_columns)].to_numpy(dtype=np.float64)
+        return scores if self.kind == "multiclass" else scores[:, 0]
 
     # --- what is true, and what is held against it -------------------------------------------------------------------
 
@@ -235,8 +263,7 @@ class Task:
             return numbers
         codes, uniques = pd.factorize(given, use_na_sentinel=False)
         values = [_plain(value) for value in np.asarray(uniques, dtype=object)]
-        named = self if self.classes else self.with_classes(sorted(value for value in values if not pd.isna(value)))
-        order = (named.negative, named.positive) if self.kind == "binary" else named.classes
+        order = self.learn_classes(y_true).class_values.tolist()
         position = {name: number for number, name in enumerate(order)}
         known = [position.get(value, -1) for value in values]
         unknown = tuple(str(value) for value, code in zip(values, known, strict=True) if code < 0)
@@ -253,20 +280,20 @@ class Task:
             For no rows, another number of rows or classes, and what is no probability or no finite number.
         """
         given = np.asarray(y_score)
-        if self.kind == "multiclass" and given.ndim == 2 and given.shape[1] != len(self.classes):
-            raise QualityError("classes", n_classes=len(self.classes), n_columns=given.shape[1])
+        if not n_rows and not len(given):
+            raise QualityError("no_rows", what="the labels and scores")
+        if self.kind == "multiclass" and given.shape[1:] != (len(self.classes),):
+            n_columns = given.shape[1] if given.ndim == 2 else 1
+            raise QualityError("classes", n_classes=len(self.classes), n_columns=n_columns)
         if self.kind != "multiclass":
             given = given.ravel()  # both columns of predict_proba: twice too many
         if len(given) != n_rows:
             raise QualityError("lengths", n_true=n_rows, n_score=len(given), what="scores")
-        if not n_rows:
-            raise QualityError("no_rows", what="the labels and scores")
         is_number = given.dtype.kind in "fiub"  # numpy would read "0.9" as one
         scores = given.astype(np.float64) if is_number else np.full(given.shape, np.nan)
-        if self.kind == "regression":
-            is_sound = np.isfinite(scores)
-        else:
-            is_sound = ((scores >= 0) & (scores <= 1)).reshape(n_rows, -1).all(axis=1)  # NaN compares false
+        is_sound = np.isfinite(scores) if self.kind == "regression" else (scores >= 0) & (scores <= 1)  # NaN: false
+        if self.kind == "multiclass":
+            is_sound = is_sound.all(axis=1) & (np.abs(scores.sum(axis=1) - 1) < 1e-3)
         bad = np.flatnonzero(~is_sound)
         if len(bad):
             n_bad, row = len(bad), int(bad[0])
@@ -333,4 +360,4 @@ def _last_step(model: Any) -> Any:
 
 def _has_threshold(model: Any) -> bool:
     """Return whether it is one of scikit-learn's classifiers with a threshold of its own."""
-    return hasattr(model, "pos_label") and hasattr(model, "response_method")
+    return hasattr(model, "response_method") and hasattr(model, "estimator")

@@ -256,6 +256,11 @@ def test_help_of_every_command_loads_no_framework() -> None:
     assert not HEAVY & loaded_modules(code)
 
 
+def test_looking_at_gates_loads_neither_scikit_learn_nor_statistics() -> None:
+    slow = {"sklearn", "scipy.stats", "scipy.optimize", "matplotlib.pyplot"}
+    assert not slow & loaded_modules("from mlops_lib import gates")
+
+
 def test_a_loaded_framework_is_found() -> None:
     assert HEAVY & loaded_modules("from mlops_lib import data; data.read_table") >= {"pandas", "pyarrow"}
 

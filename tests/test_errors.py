@@ -505,6 +505,20 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "There is no metric 'roc_acu'. Known are roc_auc, log_loss. Did you mean 'roc_auc'? Nothing was computed.",
     ),
     (
+        errors.QualityError("no_value", metric="r2", n_rows=30, reason="every target is 7"),
+        "Metric 'r2' has no value on these 30 rows: every target is 7. Nothing was computed.",
+    ),
+    (
+        errors.QualityError("no_direction", metric="mean_error"),
+        "Metric 'mean_error' is best near zero, so that neither of two models is the worse one by it. Name another. "
+        "Nothing was computed.",
+    ),
+    (
+        errors.QualityError("function", function="fbeta_score", reason="it needs beta"),
+        "'fbeta_score' of scikit-learn cannot be used by its name: it needs beta. Give the project a quality.Metric of "
+        "it. Nothing was computed.",
+    ),
+    (
         errors.QualityError("confidence", confidence=1.0),
         "No interval follows from confidence=1.0. It lies between 0 and 1, such as 0.95. Nothing was computed.",
     ),

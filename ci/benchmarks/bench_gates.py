@@ -1,9 +1,10 @@
 """How often do gates promote what they should not, and what they should: ours, MLflow's rule and a plain `>=`.
 
-Pairs of a champion and a candidate are simulated whose true difference is known exactly: scores are the posterior of
-two normal distributions a known distance apart, and the errors of the two models are correlated, as those of two models
-of the same features are. Every rule judges the same pairs, through the code that a project calls. The bounds are exact
-binomial ones (Clopper & Pearson 1934) of 95 %.
+Pairs of a champion and a candidate are simulated whose true difference is known exactly, and the errors of the two are
+correlated, as those of two models of the same features are. Of two classes scores are the posterior of two normal
+distributions a known distance apart; of three classes a model is right with a known probability, and else takes either
+of the others; of numbers its errors are normal. Every rule judges the same pairs, through the code that a project
+calls. The bounds are exact binomial ones (Clopper & Pearson 1934) of 95 %.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,14 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from mlops_lib import quality
-from mlops_lib.quality import evaluation
 from mlops_lib.gates import ALPHA, Better, Calibrated, Evidence, NoSliceWorse, NoWorse, Threshold
+from mlops_lib.quality.figures import BLUE, GREY, ORANGE
+from mlops_lib.task import Kind, binary, multiclass, regression
 
 N_ROWS, POSITIVES, CORRELATION, CHAMPION = 8000, 0.25, 0.9, 0.70
 MARGIN, SLICE_MARGIN, N_SLICES, N_DAYS = 0.01, 0.02, 20, 30
+CLASSES, SHARES, RIGHT = ("bus", "car", "train"), np.array([0.5, 0.3, 0.2]), 0.70  # the champion is right so often
+ERROR = 1.0  # the champion's mean absolute error
 CHUNK = 50  # pairs that one process simulates at a time
 
 
@@ -42,7 +46,11 @@ CHUNK = 50  # pairs that one process simulates at a time
 
 @dataclass(frozen=True)
 class World:
-    """What is true of a pair: the areas under the ROC curve, the harm in the first slice, how much a day matters."""
+    """What is true of a pair: how good both are, the harm in the first slice, how much a day matters.
+
+    How good is, of two classes, the area under the ROC curve; of three the share that is right; of numbers the mean
+    absolute error.
+    """
 
     candidate: float = CHAMPION
     champion: float = CHAMPION
@@ -50,6 +58,7 @@ class World:
     n_rows: int = N_ROWS
     day_spread: float = 0.0  # standard deviation of what the rows of a day share
     inflated: float = 0.0  # by how much the candidate's scores are too high
+    kind: Kind = "binary"
 
 
 def distance(area: float) -> float:
@@ -64,6 +73,33 @@ def posterior(x: Any, apart: Any) -> Any:
 
 def draw(world: World, rng: np.random.Generator) -> Evidence:
     """Return one sample of labelled rows with both models' scores."""
+    return _draw_two_classes(world, rng) if world.kind == "binary" else _draw_others(world, rng)
+
+
+def _draw_others(world: World, rng: np.random.Generator) -> Evidence:
+    """Return three classes or numbers: what is wrong with a row is normal, in parts shared by the models and by days."""
+    n = world.n_rows
+    days = rng.integers(N_DAYS, size=n)
+    frame = pd.DataFrame({"slice": rng.integers(N_SLICES, size=n), "day": days})
+    shared, shared_days = rng.normal(size=n), rng.normal(size=N_DAYS)
+    noises = []
+    for _ in range(2):
+        of_day = CORRELATION * shared_days + np.sqrt(1 - CORRELATION**2) * rng.normal(size=N_DAYS)
+        of_row = CORRELATION * shared + np.sqrt(1 - CORRELATION**2) * rng.normal(size=n)
+        noises.append(world.day_spread * of_day[days] + np.sqrt(1 - world.day_spread**2) * of_row)
+    levels = world.candidate, world.champion
+    if world.kind == "regression":
+        y = rng.lognormal(2, 0.5, n)
+        scores = [y + level * np.sqrt(np.pi / 2) * noise for level, noise in zip(levels, noises, strict=True)]
+        return Evidence(frame, y, *scores, task=regression())
+    codes, others = rng.choice(3, n, p=SHARES), rng.integers(1, 3, n)
+    for number, (level, noise) in enumerate(zip(levels, noises, strict=True)):
+        predicted = np.where(noise < stats.norm.ppf(level), codes, (codes + others) % 3)
+        noises[number] = np.where(predicted[:, None] == np.arange(3), 0.8, 0.1)
+    return Evidence(frame, np.array(CLASSES)[codes], *noises, task=multiclass(CLASSES))
+
+
+def _draw_two_classes(world: World, rng: np.random.Generator) -> Evidence:
     n = world.n_rows
     slices = rng.integers(N_SLICES, size=n)
     days = rng.integers(N_DAYS, size=n)
@@ -84,9 +120,19 @@ def draw(world: World, rng: np.random.Generator) -> Evidence:
 
 @cache
 def truth(metric: str, area: float) -> float:
-    """Return the metric's true value, by integration, for calibrated scores of that area under the ROC curve."""
-    if metric == "roc_auc":
+    """Return the metric's true value for a model that is so good (:class:`World`).
+
+    Of two classes by integration, for calibrated scores.
+    """
+    if metric in ("roc_auc", "accuracy", "balanced_accuracy_score", "mae"):
         return area
+    if metric == "root_mean_squared_error":
+        return float(area * np.sqrt(np.pi / 2))
+    if metric == "median_absolute_error":
+        return float(area * np.sqrt(np.pi / 2) * stats.norm.ppf(0.75))
+    if metric == "f1_macro":
+        predicted = SHARES * area + (1 - SHARES) * (1 - area) / 2
+        return float(np.mean(2 * SHARES * area / (SHARES + predicted)))
     x, apart = np.linspace(-9, 12, 200_001), distance(area)
     negative, positive = (1 - POSITIVES) * stats.norm.pdf(x), POSITIVES * stats.norm.pdf(x, apart)
     if metric == "average_precision":
@@ -97,10 +143,9 @@ def truth(metric: str, area: float) -> float:
     return float((negative * losses[0] + positive * losses[1]).sum() * (x[1] - x[0]))
 
 
-def loss(metric: str, area: float) -> float:
-    """Return by how much a model of that area is truly worse than the champion, in the metric's unit."""
-    sign = 1 if quality.METRICS[metric].greater_is_better else -1
-    return sign * (truth(metric, CHAMPION) - truth(metric, area))
+def loss(metric: str, area: float, champion: float = CHAMPION) -> float:
+    """Return by how much a model that is so good is truly worse than the champion, in the metric's unit."""
+    return abs(truth(metric, champion) - truth(metric, area))
 
 
 # --- rules -------------------------------------------------------------------------------------------------------
@@ -155,8 +200,8 @@ def bootstrap(evidence: Evidence, n_resamples: int = 500) -> bool:
 
 def areas(evidence: Evidence) -> tuple[float, float]:
     """Return both areas under the ROC curve."""
-    compute = quality.METRICS["roc_auc"].influence
-    return tuple(compute(evidence.y_true, score)[0] for score in (evidence.candidate, evidence.champion))  # type: ignore[return-value]
+    compute = quality.find_metric(binary(), "roc_auc").compute
+    return tuple(compute(evidence.y_true, score) for score in (evidence.candidate, evidence.champion))  # type: ignore[return-value]
 
 
 SLICES = NoSliceWorse(("slice",), "roc_auc", margin=SLICE_MARGIN, min_rows=300)
@@ -168,10 +213,10 @@ RULES: dict[str, Callable[[Evidence], bool]] = {
     "plain `>=`": plain,
 }
 STYLES = {  # colour and line of the rules in the figure
-    "plain `>=`": (evaluation.GREY, ":"),
-    "MLflow `MetricThreshold`": (evaluation.ORANGE, "-."),
-    f"`NoWorse({MARGIN})`": (evaluation.BLUE, "--"),
-    "`Better`": (evaluation.BLUE, "-"),
+    "plain `>=`": (GREY, ":"),
+    "MLflow `MetricThreshold`": (ORANGE, "-."),
+    f"`NoWorse({MARGIN})`": (BLUE, "--"),
+    "`Better`": (BLUE, "-"),
 }
 WORLDS = {
     "equally good": World(),
@@ -195,11 +240,11 @@ class Boundary:
 def boundaries() -> list[Boundary]:
     """Return every gate with an alpha, at the edge."""
     worse, found = CHAMPION - MARGIN, []
-    for metric in quality.METRICS:
+    for metric in binary().metrics:
         margin = loss(metric, worse)
         found.append(Boundary(f"worse by exactly the margin ({margin:.4f})", NoWorse(metric, margin), World(worse)))
-    found += [Boundary("equally good", Better(metric), World()) for metric in quality.METRICS]
-    by = -loss("log_loss", CHAMPION + MARGIN)
+    found += [Boundary("equally good", Better(metric), World()) for metric in binary().metrics]
+    by = loss("log_loss", CHAMPION + MARGIN)
     found += [
         Boundary(f"better by exactly {MARGIN}", Better("roc_auc", by=MARGIN), World(CHAMPION + MARGIN)),
         Boundary(f"better by exactly {by:.4f}", Better("log_loss", by=by), World(CHAMPION + MARGIN)),
@@ -217,6 +262,20 @@ def boundaries() -> list[Boundary]:
         Boundary(f"equally good, {N_DAYS} days that differ", Better("roc_auc", clusters="day"), World(day_spread=0.5)),
         Boundary("the same, the days not named", Better("roc_auc"), World(day_spread=0.5)),
     ]  # fmt: skip
+    classes, numbers = World(RIGHT, RIGHT, kind="multiclass"), World(ERROR, ERROR, kind="regression")
+    for metric, equal, level in (
+        ("f1_macro", classes, RIGHT - MARGIN),
+        ("mae", numbers, ERROR + MARGIN),
+        ("median_absolute_error", numbers, ERROR + MARGIN),
+        ("balanced_accuracy_score", replace(classes, n_rows=1000), RIGHT - MARGIN),
+        ("root_mean_squared_error", replace(numbers, n_rows=1000), ERROR + MARGIN),
+    ):
+        margin, rows = loss(metric, level, equal.champion), "" if equal.n_rows == N_ROWS else ", 1,000 rows"
+        name = f"worse by exactly the margin ({margin:.4f}){rows}"
+        found.append(Boundary(name, NoWorse(metric, margin), replace(equal, candidate=level)))
+        gate, with_days = Better(metric, clusters="day"), replace(equal, day_spread=0.5)
+        found += [Boundary(f"equally good{rows}", Better(metric), equal)]
+        found += [Boundary(f"equally good, {N_DAYS} days that differ{rows}", gate, with_days)]
     return found
 
 
@@ -361,6 +420,11 @@ def main() -> None:
         f"{CHAMPION:.2f}; errors of both models",
         f"correlate by {CORRELATION}; {N_SLICES} slices of equal size. Shares of pairs with exact binomial bounds of "
         "95 %.",
+        f"Macro F1 and balanced accuracy are of three classes ({', '.join(f'{share:.0%}' for share in SHARES)}), of "
+        f"which a champion gets {RIGHT:.0%} right; the errors are",
+        f"of numbers, with a champion whose mean absolute error is {ERROR:.2f}. Balanced accuracy and root mean squared "
+        "error are scikit-learn's functions by",
+        "their names, whose intervals come from leaving out rows or days.",
         "",
         "## Promoted",
         "",

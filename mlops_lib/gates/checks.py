@@ -36,6 +36,7 @@ from mlops_lib.errors import GateError, QualityError
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
 from mlops_lib.report import Report, Row, Status
+from mlops_lib.task import Task, binary
 
 Floats = npt.NDArray[Any]
 Change = Callable[[pd.DataFrame], pd.DataFrame]
@@ -61,6 +62,7 @@ class Evidence:
         The candidate itself, for gates that score other rows or look at its files.
     keys : tuple of str
         Columns of ``frame`` that identify a row.
+    task : Task
     """
 
     frame: pd.DataFrame
@@ -71,6 +73,7 @@ class Evidence:
     contract_champion: contracts.Contract | None = None
     release: Release | None = None
     keys: tuple[str, ...] = ()
+    task: Task = field(default_factory=binary)
 
     def clusters(self, name: str | None) -> pd.Series[Any] | None:
         """Return the column that says which rows belong together, times by their day (UTC); None for None."""
@@ -114,7 +117,7 @@ class Threshold:
     Parameters
     ----------
     metric : str
-        A key of ``quality.METRICS``.
+        See ``quality.find_metric``.
     threshold : float
         A minimum where greater is better, else a maximum.
     alpha : float in (0, 0.5)
@@ -133,7 +136,7 @@ class Threshold:
         interval = quality.compute_interval(
             evidence.y_true, evidence.candidate, self.metric, **_interval_options(self, evidence)
         )
-        greater = quality.METRICS[self.metric].greater_is_better
+        greater = quality.find_metric(evidence.task, self.metric).greater_is_better
         holds = interval.low >= self.threshold if greater else interval.high <= self.threshold
         limit = f"interval {'>=' if greater else '<='} {self.threshold:.3f}"
         question = f"Is it good enough ({_plain(self.metric)})?"
@@ -198,7 +201,7 @@ class Better:
 
 def _compare(gate: NoWorse | Better, evidence: Evidence, gain: float, name: str, question: str) -> Row:
     """Judge whether the interval of candidate minus champion, counted so that more is better, is beyond a gain."""
-    greater = quality.METRICS[gate.metric].greater_is_better
+    greater = quality.find_metric(evidence.task, gate.metric).greater_is_better
     bound = gain if greater else -gain
     limit = f"interval {'>' if greater else '<'}{'' if isinstance(gate, Better) else '='} {bound:.3f}"
     if evidence.champion is None:
@@ -247,7 +250,7 @@ class NoSliceWorse:
     def check(self, evidence: Evidence) -> Iterator[Row]:
         """Judge all slices as one row, which names what is harmed."""
         name = f"worst_slice_{self.metric}_minus_champion"
-        greater = quality.METRICS[self.metric].greater_is_better
+        greater = quality.find_metric(evidence.task, self.metric).greater_is_better
         limit = f"no slice certainly {'<' if greater else '>'} {-self.margin if greater else self.margin:.3f}"
         question = f"Is no group of rows served worse ({_plain(self.metric)})?"
         if evidence.champion is None:
@@ -272,6 +275,7 @@ class NoSliceWorse:
             evidence.y_true,
             evidence.candidate,
             evidence.columns(self.columns),
+            task=evidence.task,
             metric=self.metric,
             y_champion=evidence.champion,
             margin=self.margin,
@@ -701,7 +705,8 @@ def _status(holds: bool) -> Status:
 
 def _interval_options(gate: Threshold | NoWorse | Better | Calibrated, evidence: Evidence) -> dict[str, Any]:
     """Return how a gate's interval is made: one of its ends is a one-sided test at the gate's ``alpha``."""
-    return {"clusters": evidence.clusters(gate.clusters), "confidence": 1 - 2 * gate.alpha}
+    clusters = evidence.clusters(gate.clusters)
+    return {"task": evidence.task, "clusters": clusters, "confidence": 1 - 2 * gate.alpha}
 
 
 def _said(interval: quality.Interval, clusters: str | None) -> str:

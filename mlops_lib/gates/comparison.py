@@ -24,6 +24,7 @@ from mlops_lib.gates.checks import collect_evidence
 from mlops_lib.project import Project
 from mlops_lib.registry import Release, Version
 from mlops_lib.report import table_lines
+from mlops_lib.task import binary
 from mlops_lib.tracking import store
 
 SAME = "same"
@@ -156,10 +157,10 @@ def _compare_metrics(project: Project, releases: Sequence[Release], periods: Seq
     named = [gate.clusters for gate in project.gates if getattr(gate, "clusters", None)]
     clusters = evidence.clusters(named[0] if named else None)  # rows that belong together for the gates do so here
     rows = []
-    for name in quality.METRICS:
+    for name in binary().metrics:
         alone = [quality.compute_interval(y_true, score, name, clusters=clusters) for score in (others, scores)]
         paired = quality.compute_paired_interval(y_true, scores, others, name, clusters=clusters)
-        better = "greater" if quality.METRICS[name].greater_is_better else "lower"
+        better = "greater" if quality.find_metric(binary(), name).greater_is_better else "lower"
         cells = {f"version {r.version}": str(i) for r, i in zip(releases, alone, strict=True)}
         rows.append({"metric": name, **cells, "difference": str(paired), "better": better})
     return pd.DataFrame(rows), len(y_true)

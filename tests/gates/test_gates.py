@@ -279,6 +279,25 @@ def test_at_the_edge_of_its_null_hypothesis_a_comparison_is_wrong_as_often_as_it
     assert min(share_of(bench, no_worse, better, candidate=0.725)[::2]) > 0.8, "power at a gain of 0.025"
 
 
+@pytest.mark.parametrize(
+    ("kind", "metric", "levels"),
+    [
+        ("multiclass", "f1_macro", (0.70, 0.68, 0.74)),
+        ("regression", "mae", (1.0, 1.03, 0.95)),
+        ("regression", "median_absolute_error", (1.0, 1.03, 0.88)),
+    ],
+)
+def test_a_comparison_of_several_classes_or_numbers_is_wrong_as_often_as_it_says(
+    bench: Any, kind: str, metric: str, levels: tuple[float, float, float]
+) -> None:
+    champion, worse, better = levels
+    no_worse, is_better = NoWorse(metric, bench.loss(metric, worse, champion)), Better(metric)
+    world = {"kind": kind, "champion": champion}
+    assert share_of(bench, no_worse, candidate=worse, **world)[0] <= ALPHA
+    assert share_of(bench, is_better, candidate=champion, **world)[0] <= ALPHA
+    assert min(share_of(bench, no_worse, is_better, candidate=better, **world)[::2]) > 0.8, "power"
+
+
 def test_of_equally_good_models_a_plain_comparison_promotes_half(bench: Any) -> None:
     counts = bench.count(bench.World(n_rows=2000), [bench.plain, bench.mlflow_rule], N_PAIRS, seed=7)
     assert min(bench.bounds(k, N_PAIRS)[0] for k in counts) > 0.3

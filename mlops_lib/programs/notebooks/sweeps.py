@@ -273,7 +273,7 @@ def plot_trials(results: Sweep) -> Figure:
     """Draw the metric against each swept parameter: every trial, the mean of each value, the best one."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - half a second that a refused sweep does not need
 
-    from mlops_lib.quality.evaluation import BLUE, GREY, VERMILLION  # noqa: PLC0415 - as above
+    from mlops_lib.quality.figures import BLUE, GREY, VERMILLION  # noqa: PLC0415 - as above
 
     trials, rows = results.trials, results.ranking
     names = [name for name in results.parameters if trials[name].map(repr).nunique() > 1] or results.parameters[:1]

@@ -20,6 +20,7 @@ from mlops_lib import __version__, data, quality, registry, tracking
 from mlops_lib.errors import MlopsError, NotFoundError
 from mlops_lib.project import Project, load_project
 from mlops_lib.report import Report, Row
+from mlops_lib.task import binary
 from mlops_lib.tracking import store
 
 MAX_QUALITY_LOSS = 0.03
@@ -86,9 +87,8 @@ def monitor_period(
             labels = labels[times <= pd.to_datetime(as_of, utc=True)]
         table = live_quality(project, predictions, labels)
         live = quality.check_live_quality(table, limits=limits)
-    moves = quality.compute_drift(profile, arrivals)
-    drift = quality.check_drift(profile, arrivals, drift=moves)
-    return PeriodSeen(period, release.version, drift, live, moves, table)
+    drift = quality.compute_drift(profile, arrivals)
+    return PeriodSeen(period, release.version, quality.check_drift(drift), live, drift, table)
 
 
 def log_period(seen: PeriodSeen) -> None:
@@ -97,7 +97,7 @@ def log_period(seen: PeriodSeen) -> None:
         mlflow.log_text(report.to_json(), f"{name}.json")
         mlflow.log_text(f'<meta charset="utf-8">{report._repr_html_()}', f"{name}.html")
     for version, row in seen.quality_table.iterrows():
-        metrics = {f"live_{name}": float(row[name]) for name in quality.METRICS if pd.notna(row[name])}
+        metrics = {f"live_{name}": float(row[name]) for name in binary().metrics if pd.notna(row[name])}
         tracking.log_metrics(metrics if version == seen.version else {})
 
 
@@ -105,11 +105,8 @@ def live_quality(
     project: Project, predictions: pd.DataFrame, labels: pd.DataFrame, *, by: str = "model_version"
 ) -> pd.DataFrame:
     """Join late labels to predictions on the project's keys and compute every metric, by version or another column."""
-    metrics = {name: metric.compute for name, metric in quality.METRICS.items()}
     labels = labels[[*project.keys, project.target]]
-    return quality.compute_live_quality(
-        predictions, labels, key=list(project.keys), target=project.target, by=by, metrics=metrics
-    )
+    return quality.compute_live_quality(predictions, labels, key=list(project.keys), target=project.target, by=by)
 
 
 def examine(file: Path | None = None) -> Report:

@@ -1,0 +1,166 @@
+"""Are scores still right once late labels come in: quality by model version or period, held to limits.
+
+>>> print(Limit(low=0.68), "|", Limit(low=-0.05, high=0.05))
+>= 0.68 | -0.05 to 0.05
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlops_lib.errors import QualityError
+from mlops_lib.quality.metrics import Floats, Metric, Truth, compare_scores, find_metric
+from mlops_lib.quality.profiles import raise_for_columns
+from mlops_lib.report import Report, Row, Status
+from mlops_lib.task import Task, binary
+
+
+def compute_live_quality(
+    predictions: pd.DataFrame,
+    labels: pd.DataFrame,
+    *,
+    key: str | Sequence[str],
+    target: str,
+    task: Task = binary(),
+    by: str = "model_version",
+    metrics: Iterable[str | Metric] = (),
+) -> pd.DataFrame:
+    """Measure the predictions whose labels have come in, by model version or by period.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        With ``key``, ``by`` and the columns that ``task.to_columns`` gives; one row a prediction.
+    labels : DataFrame
+        With ``key`` and ``target``, which is missing while unknown. Labels of rows never scored are left out.
+    key : str or sequence of str
+        Integers join about eight times faster than texts.
+    task : Task
+        With its classes.
+    by : str
+        A column of the predictions: the model version, or a day.
+    metrics : iterable of str or Metric
+        Besides those of the task; see :func:`mlops_lib.quality.find_metric`.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by the sorted values of ``by``: ``n_scored, n_labelled, labelled_share``; of all rows ``mean_score``
+        (of several classes that of the predicted one; of numbers ``mean_prediction``); of the labelled ones
+        ``positive_share`` (of several classes ``right_share``, of numbers ``mean_target``) and ``calibration_gap``,
+        by how much the mean score of the same rows exceeds it; the metrics, NaN where they have no value.
+
+    Raises
+    ------
+    QualityError
+        For columns that are missing, no rows, scores or labels that are none, and a key that names two predictions or
+        two labels.
+    """
+    keys, scores = [key] if isinstance(key, str) else list(key), list(task.score_columns)
+    for table, frame, needed in (
+        ("predictions", predictions, [*keys, *scores, by]),
+        ("labels", labels, [*keys, target]),
+    ):
+        raise_for_columns(table, frame, needed)
+        again = frame.duplicated(keys)
+        if again.any():
+            first = ", ".join(str(value) for value in frame.loc[again, keys].iloc[0])
+            raise QualityError("keys", table=table, key=tuple(keys), n_duplicates=int(again.sum()), first=first)
+    if predictions.empty:
+        raise QualityError("no_rows", what="the predictions")
+    task.check_scores(task.from_columns(predictions), len(predictions))
+    scored = predictions[list(dict.fromkeys([*keys, *scores, by]))]
+    joined = scored.merge(labels[[*keys, target]], on=keys, how="left")
+    task.encode(joined[target].dropna())
+    chosen = [find_metric(task, name) for name in (*task.metrics, *metrics)]
+    rows = {
+        name: _measure_group(task, group[target], task.from_columns(group), chosen)
+        for name, group in joined.groupby(by, observed=True, dropna=False)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(by)
+
+
+def _measure_group(task: Task, target: pd.Series[Any], y_score: Floats, metrics: Sequence[Metric]) -> dict[str, float]:
+    is_known = target.notna().to_numpy()
+    y, known = task.encode(target[is_known]), y_score[is_known]
+    means, of_known = ("mean_score", "positive_share") if task.kind == "binary" else ("mean_score", "right_share")
+    if task.kind == "regression":
+        means, of_known = "mean_prediction", "mean_target"
+    expected, observed = compare_scores(task, y, known)
+    observed_mean = float(observed.mean()) if len(y) else np.nan
+    return {
+        "n_scored": len(target),
+        "n_labelled": len(y),
+        "labelled_share": len(y) / len(target),
+        means: float((y_score.max(axis=1) if task.kind == "multiclass" else y_score).mean()),
+        of_known: observed_mean,
+        "calibration_gap": float(expected.mean()) - observed_mean if len(y) else np.nan,
+    } | {metric.name: _measure(metric, task, y, known) for metric in metrics}
+
+
+def _measure(metric: Metric, task: Task, y: Truth, y_score: Floats) -> float:
+    """Return a metric's value, NaN where it has none."""
+    if not len(y) or (task.is_classifier and y.min() == y.max()):
+        return np.nan
+    try:
+        return metric.measure(task, y, y_score)
+    except QualityError:
+        return np.nan
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The range in which a quality must stay; an end that is ``None`` is open.
+
+    >>> print(Limit(low=0.68), "|", Limit(low=-0.05, high=0.05))
+    >= 0.68 | -0.05 to 0.05
+    """
+
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        """Return the range in words."""
+        if self.low is not None and self.high is not None:
+            return f"{self.low:g} to {self.high:g}"
+        return f">= {self.low:g}" if self.low is not None else f"<= {self.high:g}" if self.high is not None else "any"
+
+    def holds(self, value: float) -> bool:
+        """Whether the value lies in the range; NaN never does."""
+        return (-np.inf if self.low is None else self.low) <= value <= (np.inf if self.high is None else self.high)
+
+
+def check_live_quality(quality: pd.DataFrame, *, limits: Mapping[str, Limit], min_labelled: int = 200) -> Report:
+    """Check every version or period of :func:`compute_live_quality` against limits.
+
+    Parameters
+    ----------
+    quality : DataFrame
+    limits : mapping of str to Limit
+        By column, such as ``{"roc_auc": Limit(low=0.68), "calibration_gap": Limit(-0.05, 0.05)}``.
+    min_labelled : int
+        With fewer labels a row is not applicable. With enough of them a metric of NaN has failed.
+
+    Raises
+    ------
+    QualityError
+        When a limit names a column that was not computed.
+    """
+    raise_for_columns("qualities", quality, limits)
+    rows = []
+    for group, each in quality.iterrows():
+        for name, limit in limits.items():
+            value, n_labelled = float(each[name]), int(each["n_labelled"])
+            status: Status = "passed" if limit.holds(value) else "failed"
+            reason = "" if status == "passed" else f"on {n_labelled} labels"
+            if n_labelled < min_labelled:
+                status, reason = "not_applicable", f"{n_labelled} labels, needs {min_labelled}"
+            elif np.isnan(value):
+                reason = f"it has no value on {n_labelled} labels, such as where all are of one class"
+            rows.append(Row(f"{quality.index.name} {group}: {name}", value, str(limit), status, reason))
+    return Report("Live quality", tuple(rows), {"min_labelled": min_labelled})
