@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from mlops_lib.errors import ModelFileError
-from mlops_lib.models.bounds import raise_for_bounds
+from mlops_lib.models.bounds import find_unchecked, raise_for_bounds
 from mlops_lib.models.limits import MAX_MLMODEL_BYTES, MAX_TEXT_BYTES, raise_for_archive, raise_for_limit
 from mlops_lib.models.manifest import compute_digest, raise_for_files
 from mlops_lib.models.types import raise_for_types, raise_for_versions
@@ -94,6 +94,7 @@ def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, ex
             "unread", model=name, file=WARMUP_FILE, reason="holds no stored predictions; tracking.log_model writes them"
         )
     model = _read_model(folder / MODEL_FILE, extra, name)
+    raise_for_types(find_unchecked(model), extra, name)
     raise_for_bounds(model, file=MODEL_FILE, name=name)
     _raise_for_warmup(warmup, model, name)
     compiled = _read_json(folder, COMPILED_FILE, name)

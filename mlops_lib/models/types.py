@@ -2,8 +2,9 @@
 
 The list holds the types that skops leaves out of its defaults and that ordinary estimators need. They are records
 (links, losses, splitters, distributions, requests) and pure functions of arrays (metrics, feature scores), which read
-and run nothing outside themselves. skops checks types, not content: what compiled code would index unchecked (trees,
-neighbours, support vectors) is on the list because :mod:`mlops_lib.models.bounds` looks at the content.
+and run nothing outside themselves. skops checks types, not content: what compiled code would index unchecked is on the
+list where :mod:`mlops_lib.models.bounds` looks at the content (trees); the rest (neighbours, support vectors, k-means,
+splines, sparse matrices) a project has to name, and then a doctored file can crash the process.
 
 A list is reviewed together with the defaults that it completes, so each belongs to one version of skops and one minor
 version of scikit-learn. With another version nothing is saved or loaded until somebody has read what has changed.
@@ -16,6 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mlops_lib.errors import ModelError
+from mlops_lib.models.bounds import find_unchecked
 
 TRUSTED_TYPES = frozenset(
     {
@@ -24,8 +26,6 @@ TRUSTED_TYPES = frozenset(
         "numpy.mean",
         "numpy.number",
         "scipy._lib.array_api_compat.numpy._aliases.asarray",
-        "scipy.interpolate._bsplines.BSpline",
-        "scipy.sparse._csr.csr_matrix",
         "scipy.stats._continuous_distns.reciprocal_gen",
         "scipy.stats._continuous_distns.uniform_gen",
         "scipy.stats._distn_infrastructure.rv_continuous_frozen",
@@ -54,9 +54,6 @@ TRUSTED_TYPES = frozenset(
         "sklearn.metrics._classification.log_loss",
         "sklearn.metrics._classification.precision_score",
         "sklearn.metrics._classification.recall_score",
-        "sklearn.metrics._dist_metrics.EuclideanDistance64",
-        "sklearn.metrics._dist_metrics.ManhattanDistance64",
-        "sklearn.metrics._dist_metrics.MinkowskiDistance64",
         "sklearn.metrics._ranking.average_precision_score",
         "sklearn.metrics._ranking.roc_auc_score",
         "sklearn.metrics._scorer._CurveScorer",
@@ -65,8 +62,6 @@ TRUSTED_TYPES = frozenset(
         "sklearn.model_selection._split.KFold",
         "sklearn.model_selection._split.StratifiedKFold",
         "sklearn.model_selection._split.TimeSeriesSplit",
-        "sklearn.neighbors._ball_tree.BallTree",
-        "sklearn.neighbors._kd_tree.KDTree",
         "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
         "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
         "sklearn.tree._tree.Tree",
@@ -98,7 +93,7 @@ def list_trusted_types(model: Any, *, extra: Iterable[str] = (), name: str = "Th
     except Exception as error:
         reason = "it refers to itself" if isinstance(error, RecursionError) else f"{type(error).__name__}: {error}"
         raise ModelError("not_savable", model=name, reason=reason) from error
-    raise_for_types(needed, extra, name)
+    raise_for_types([*needed, *find_unchecked(model)], extra, name)
     return sorted(needed)
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-from estimators import MODELS, SEEDED, make_training, save_model
-from sklearn import ensemble, neighbors, preprocessing, svm, tree
+from estimators import MODELS, SEEDED, UNCHECKED, after, make_training, save_model
+from sklearn import cluster, ensemble, neighbors, preprocessing, svm, tree
 from sklearn.pipeline import make_pipeline
 
 from mlops_lib import models
-from mlops_lib.errors import ModelFileError
+from mlops_lib.errors import ModelError, ModelFileError
 from mlops_lib.models import bounds
 
 X = np.random.default_rng(0).normal(size=(60, 3))
@@ -45,19 +45,6 @@ def rewrite_nodes(model: Any, **changes: Any) -> None:
     nodes = model._predictors[0][0].nodes
     for field, value in changes.items():
         nodes[field][0] = value
-
-
-def rewrite_state(found: Any, n: int, change: Callable[[Any], Any]) -> None:
-    """Change one item of a neighbours' tree's state."""
-    state = list(found.__getstate__())
-    state[n] = change(state[n].copy() if isinstance(state[n], np.ndarray) else state[n])
-    found.__setstate__(tuple(state))
-
-
-def put(array: Any, value: Any, *, field: str | None = None) -> Any:
-    """Return an array whose first item is another."""
-    (array[field] if field else array)[0] = value
-    return array
 
 
 def single() -> Any:
@@ -88,40 +75,6 @@ def hist_of_text() -> Any:
     return ensemble.HistGradientBoostingClassifier(
         max_iter=2, min_samples_leaf=5, categorical_features=["color"], **SEEDED
     ).fit(frame, CLASSES == 1)
-
-
-def knn(**options: Any) -> Any:
-    return neighbors.KNeighborsClassifier(leaf_size=5, **options).fit(FRAME, Y)
-
-
-def kd_tree() -> Any:
-    return knn(algorithm="kd_tree")
-
-
-def ball_tree() -> Any:
-    return knn(algorithm="ball_tree")
-
-
-def svc() -> Any:
-    return svm.SVC().fit(FRAME, CLASSES)
-
-
-def svr() -> Any:
-    return svm.SVR().fit(FRAME, X[:, 0])
-
-
-def spline() -> Any:
-    return preprocessing.SplineTransformer(n_knots=4).fit(FRAME)
-
-
-def kmeans() -> Any:
-    from sklearn.cluster import KMeans
-
-    return KMeans(3, n_init=1, **SEEDED).fit(FRAME)
-
-
-def sparse() -> Any:
-    return {"counts": scipy.sparse.csr_matrix(np.eye(3))}
 
 
 def replace(model: Any, **attributes: Any) -> None:
@@ -198,36 +151,7 @@ CRAFTED: list[tuple[Callable[[], Any], Callable[[Any], object], str]] = [
     (hist_of_text, reorder_column, "begins with foreign steps"),
     (hist_of_text, lambda m: replace(m._preprocessor.transformers_[1][1], func=np.sum), "AttributeError|of its own"),
     (hist_of_text, lambda m: replace(m, _preprocessor=preprocessing.StandardScaler()), "begins with a StandardScaler"),
-    (kd_tree, lambda m: rewrite_state(m._tree, 1, lambda a: put(a, 2_000_000_000)), "points to rows outside its 60"),
-    (ball_tree, lambda m: rewrite_state(m._tree, 1, lambda a: put(a, -1)), "BallTree that points to rows outside"),
-    (kd_tree, lambda m: rewrite_state(m._tree, 2, lambda a: put(a, 10**9, field="idx_end")), "a node of rows outside"),
-    (kd_tree, lambda m: rewrite_state(m._tree, 2, lambda a: put(a, -1, field="idx_start")), "a node of rows outside"),
-    (kd_tree, lambda m: rewrite_state(m._tree, 2, lambda a: put(a[::-1].copy(), 0, field="is_leaf")), "no leaves"),
-    (kd_tree, lambda m: rewrite_state(m._tree, 2, lambda a: a[:1]), "nodes on"),
-    (kd_tree, lambda m: rewrite_state(m._tree, 3, lambda a: a[:, :1].copy()), "has bounds of shape"),
-    (kd_tree, lambda m: rewrite_state(m._tree, 6, lambda n: n + 100), "claims 115 nodes"),
-    (kd_tree, lambda m: replace(m, _y=m._y + 5), "has a label outside its 2 classes"),
-    (kd_tree, lambda m: replace(m, _y=m._y[:3]), "remembers more rows than labels"),
-    (kd_tree, lambda m: replace(m, _fit_X=m._fit_X[:, :2]), "remembers other columns"),
-    (svc, lambda m: replace(m, _n_support=np.array([2_000_000_000, 1, 1], dtype="int32")), "support vectors and has"),
-    (svc, lambda m: replace(m, _n_support=m._n_support[[0, 0, 0]] * [-1, 1, 1]), "support vectors and has"),
-    (svc, lambda m: replace(m, support_vectors_=m.support_vectors_[:, :1]), "has vectors of another shape"),
-    (svc, lambda m: replace(m, _dual_coef_=m._dual_coef_[:, :1]), r"has coefficients of shape \(2, 1\)"),
-    (svc, lambda m: replace(m, _intercept_=m._intercept_[:1]), "has no 3 intercepts"),
-    (svc, lambda m: replace(m, _probA=np.zeros(1)), "has no 3 calibrations"),
-    (svr, lambda m: replace(m, _n_support=m._n_support * 100), "support vectors and has"),
-    (kmeans, lambda m: replace(m, cluster_centers_=m.cluster_centers_[:, :1]), "centers of other columns"),
-    (kmeans, lambda m: replace(m, cluster_centers_=m.cluster_centers_[0]), "no table of centers"),
-    (spline, lambda m: replace(m.bsplines_[0], k=100), "BSpline that ValueError"),
-    (sparse, lambda m: put(m["counts"].indices, 2_000_000_000), "csr_matrix that ValueError"),
-    (sparse, lambda m: m.update(counts=_coo_outside()), "names a row or column outside"),
 ]
-
-
-def _coo_outside() -> Any:
-    matrix = scipy.sparse.coo_matrix(np.eye(3))
-    matrix.col[0] = 2_000_000_000
-    return matrix
 
 
 @pytest.mark.parametrize(("make", "spoil", "reason"), CRAFTED)
@@ -287,11 +211,45 @@ def test_every_check_is_asked_by_some_ordinary_model(monkeypatch: pytest.MonkeyP
         return lambda _: asked.add(kind)
 
     monkeypatch.setattr(bounds, "CHECKS", {kind: note(kind) for kind in bounds.CHECKS})
-    names = ("tree", "gradient_boosting", "hist_gradient_boosting", "knn_weighted", "knn_ball_tree", "svc", "clusters")
-    for name in (*names, "spline"):
+    for name in ("tree", "gradient_boosting", "hist_gradient_boosting"):
         bounds.raise_for_bounds(MODELS[name]().fit(*make_training()), file="model.skops", name="The model")
-    bounds.raise_for_bounds(sparse(), file="model.skops", name="The model")
     assert asked == set(bounds.CHECKS)
+
+
+@pytest.mark.parametrize("name", UNCHECKED)
+def test_what_nobody_checks_is_neither_logged_nor_loaded_until_the_project_names_it(name: str, tmp_path: Path) -> None:
+    X, y = make_training()
+    model = UNCHECKED[name]().fit(X, y)
+    manifest = save_model(model, tmp_path, X.head())
+    with pytest.raises(ModelError) as logged:
+        models.list_trusted_types(model)
+    with pytest.raises(ModelError) as loaded:
+        models.load_model_files(tmp_path, manifest, name="The model")
+    assert set(loaded.value.types) <= set(logged.value.types)
+    models.list_trusted_types(model, extra=logged.value.types)
+    named = models.load_model_files(tmp_path, manifest, name="The model", extra=logged.value.types)
+    np.testing.assert_array_equal(models.scorer(named.model)(X), models.scorer(model)(X))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: neighbors.KNeighborsClassifier(algorithm="brute").fit(FRAME, Y),
+        lambda: neighbors.LocalOutlierFactor(novelty=True).fit(FRAME),
+        lambda: svm.NuSVC().fit(FRAME, Y),
+        lambda: svm.OneClassSVM().fit(FRAME),
+        lambda: cluster.MiniBatchKMeans(3, n_init=1, **SEEDED).fit(FRAME),
+        lambda: after(ensemble.BaggingClassifier(svm.SVC(), **SEEDED)).fit(*make_training()),
+    ],
+)
+def test_what_nobody_checks_is_found_by_what_it_derives_from_and_wherever_it_sits(make: Callable[[], Any]) -> None:
+    assert bounds.find_unchecked(make())
+
+
+def test_a_sparse_matrix_in_a_model_is_on_no_list(tmp_path: Path) -> None:
+    model = preprocessing.FunctionTransformer(kw_args={"counts": scipy.sparse.csr_matrix(np.eye(3))})
+    with pytest.raises(ModelError, match=r"scipy.sparse._csr.csr_matrix"):
+        models.list_trusted_types(model)
 
 
 # Loads a folder and predicts, in a process of its own: with MLflow alone, or through the one loader.
@@ -331,7 +289,6 @@ def test_a_crafted_file_whose_digest_is_right_is_refused_and_the_process_lives(
     for make, spoil in (
         (single, lambda m: rewrite_tree(m, left_child=2_000_000_000, right_child=2_000_000_000)),
         (hist, lambda m: rewrite_nodes(m, left=2_000_000_000, right=2_000_000_000)),
-        (kd_tree, lambda m: rewrite_state(m._tree, 1, lambda a: a + 2_000_000_000)),
     ):
         model = make()
         warmup = models.warmup_json(model, FRAME)
@@ -351,7 +308,6 @@ def test_a_crafted_file_whose_digest_is_right_is_refused_and_the_process_lives(
     assert [re.sub(r"\d+$", "n", line) for line in ours.stdout.splitlines()] == [
         "holds a Tree that points to node [2000000000] of n",
         "holds a TreePredictor that points to node [2000000000] of n",
-        "holds a KDTree that points to rows outside its n",
         "alive",
     ]
     record(
