@@ -301,16 +301,9 @@ def project_in(folder: Path) -> Project:
     return replace(found, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", actor="ada", environ={**os.environ})
 
 
-def read_labelled(project: Project, period: str) -> pd.DataFrame:
-    """Return a period's arrivals with their labels."""
-    tables = (data.read_table(project.path(table, period)) for table in ("arrivals", "labels"))
-    arrivals, labels = tables
-    return arrivals.merge(labels, on=list(project.keys))
-
-
 def log_toy_model(project: Project, *, C: float = 1.0) -> tracking.LoggedModel:  # noqa: N803
     """Train on period p1 and log; return what was logged."""
-    rows = read_labelled(project, "p1")
+    rows = data.read_labelled(project, "p1")
     X, y = rows[list(project.features)], rows[project.target]
     model = make_model(C, features=project.features).fit(X, y)
     contract = contracts.infer_contract(rows, features=project.features, keys=project.keys)

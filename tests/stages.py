@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import read_labelled
-
-from mlops_lib import registry, tracking
+from mlops_lib import data, registry, tracking
 from mlops_lib.gates import check_gates
 from mlops_lib.project import Project
 from mlops_lib.registry.ledger import open_ledger
@@ -20,7 +18,7 @@ def judge(project: Project, version: int) -> Report:
         project,
         registry.load_model(project, version),
         registry.load_model(project, champion) if champion else None,
-        read_labelled(project, "p2"),
+        data.read_labelled(project, "p2"),
         inputs=path,
     )
     with tracking.start_run(project):

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlops_lib.data.labelled import read_labelled, read_labels
     from mlops_lib.data.tables import (
         BATCH_ROWS,
         PARQUET,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         count_rows,
         fingerprint_file,
         fingerprint_frame,
+        fingerprint_function,
         hash_rows,
         raise_for_columns,
         read_batches,
@@ -37,9 +39,12 @@ __all__ = [
     "count_rows",
     "fingerprint_file",
     "fingerprint_frame",
+    "fingerprint_function",
     "hash_rows",
     "raise_for_columns",
     "read_batches",
+    "read_labelled",
+    "read_labels",
     "read_schema",
     "read_table",
     "split_by_time",
@@ -51,4 +56,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(name)
-    return getattr(importlib.import_module("mlops_lib.data.tables"), name)
+    file = "labelled" if name in ("read_labelled", "read_labels") else "tables"
+    return getattr(importlib.import_module(f"mlops_lib.data.{file}"), name)

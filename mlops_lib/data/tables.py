@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ import pyarrow.parquet as pq
 from mlops_lib.data import reads
 from mlops_lib.data.csv_text import read_csv_batches, read_header
 from mlops_lib.errors import (
+    GateError,
     NotFoundError,
     QualityError,
     TableError,
@@ -258,6 +260,26 @@ def fingerprint_frame(frame: pd.DataFrame) -> str:
 
 def _kind(column: pd.Series[Any]) -> str:
     return "string" if pd.api.types.is_string_dtype(column.dtype) else str(column.dtype)
+
+
+def fingerprint_function(function: Any) -> str:
+    """Return ``sha256:`` and the SHA-256 of a function's source text; what that cannot cover is refused.
+
+    Raises
+    ------
+    GateError
+        For what is no plain function, depends on variables of a function around it, or has no source to be read.
+    """
+    name = getattr(function, "__qualname__", repr(function))
+    if not inspect.isfunction(function):
+        raise GateError("source", function=name, reason="it is no plain function")
+    if function.__closure__:
+        raise GateError("source", function=name, reason="it depends on variables of the function that made it")
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError) as error:
+        raise GateError("source", function=name, reason="its source cannot be read") from error
+    return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"
 
 
 def hash_rows(frame: pd.DataFrame) -> npt.NDArray[np.uint64]:

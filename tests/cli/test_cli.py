@@ -15,7 +15,7 @@ import click
 import mlflow
 import pytest
 from click.testing import CliRunner, Result
-from conftest import make_rows, read_labelled, register_model
+from conftest import make_rows, register_model
 
 from mlops_lib import cli, data, registry, tracking
 from mlops_lib.errors import NotFoundError
@@ -63,7 +63,7 @@ def judge(version: int = 1) -> None:
     project = load_project()
     inputs = [project.path(table, "p2") for table in ("arrivals", "labels")]
     release = registry.load_model(project, version)
-    verdict = check_gates(project, release, None, read_labelled(project, "p2"), inputs=inputs)
+    verdict = check_gates(project, release, None, data.read_labelled(project, "p2"), inputs=inputs)
     with tracking.start_run(project):
         registry.log_verdict(project, version, verdict)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import mlflow
 import pytest
 from click.testing import CliRunner
-from conftest import make_model, read_labelled, register_model
+from conftest import make_model, register_model
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from refusals import raises
 
-from mlops_lib import cli, registry, tracking
+from mlops_lib import cli, data, registry, tracking
 from mlops_lib.errors import SignatureError
 from mlops_lib.models import signing
 from mlops_lib.project import Project, load_project
@@ -156,7 +156,7 @@ def test_a_folder_of_trusted_keys_without_any_is_refused(
 
 
 def test_a_logged_model_carries_the_signature_of_its_manifest(project: Project, pair: Pair, tmp_path: Path) -> None:
-    rows = read_labelled(project, "p1")
+    rows = data.read_labelled(project, "p1")
     X = rows[list(project.features)]
     model = make_model().fit(X, rows[project.target])
     keyed = replace(project, signing_key=tmp_path / "ada/signing.key")
@@ -170,7 +170,7 @@ def test_a_logged_model_carries_the_signature_of_its_manifest(project: Project, 
 
 
 def test_a_key_that_cannot_be_used_stops_before_anything_is_logged(project: Project, tmp_path: Path) -> None:
-    rows = read_labelled(project, "p1")
+    rows = data.read_labelled(project, "p1")
     X = rows[list(project.features)]
     model = make_model().fit(X, rows[project.target])
     keyed = replace(project, signing_key=tmp_path / "nowhere")

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import skops.io
 import yaml
-from conftest import read_labelled, register_model
+from conftest import register_model
 
-from mlops_lib import models, registry
+from mlops_lib import data, models, registry
 from mlops_lib.errors import ModelFileError
 from mlops_lib.project import Project
 
@@ -117,7 +117,7 @@ def test_a_file_that_was_added_removed_linked_swapped_or_renamed_is_named(
     folder = folder_of(version)
     kept = shutil.copytree(folder, tmp_path / "kept")
     manifest = models.compute_manifest(folder)
-    rows = read_labelled(project, "p1")[list(project.features)]
+    rows = data.read_labelled(project, "p1")[list(project.features)]
     honest = registry.load_model(project, 1).model.predict_proba(rows)
     for mutate in (add, remove, link, swap, rename):
         name = mutate(folder, other)

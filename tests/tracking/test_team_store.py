@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import servers
-from conftest import read_labelled, register_model
+from conftest import register_model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from mlops_lib import registry, tracking
+from mlops_lib import data, registry, tracking
 from mlops_lib.errors import RefusedError
 from mlops_lib.gates import check_gates
 from mlops_lib.project import Project
@@ -18,7 +18,7 @@ from mlops_lib.tracking import store
 
 def judge(project: Project, version: int) -> Report:
     """Run the project's gates on period p2 and log the verdict, as 03_validate does."""
-    release, rows = registry.load_model(project, version), read_labelled(project, "p2")
+    release, rows = registry.load_model(project, version), data.read_labelled(project, "p2")
     inputs = [project.path(table, "p2") for table in ("arrivals", "labels")]
     verdict = check_gates(project, release, None, rows, inputs=inputs)
     with tracking.start_run(project):
@@ -76,5 +76,5 @@ def test_a_loaded_version_predicts_and_is_verified(any_store_project: Project) -
     made = register_model(any_store_project)
     release = registry.load_model(any_store_project, "dev")
     assert (release.version, release.digest) == (made.version, made.digest)
-    rows = read_labelled(any_store_project, "p2")
+    rows = data.read_labelled(any_store_project, "p2")
     assert len(release.model.predict(rows[release.features])) == len(rows)

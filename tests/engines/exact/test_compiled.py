@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FEATURES, make_model, read_labelled
+from conftest import FEATURES, make_model
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
@@ -43,8 +43,8 @@ from sklearn.preprocessing import (
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
+from mlops_lib import data, registry, tracking
 from mlops_lib import models as model_files
-from mlops_lib import registry, tracking
 from mlops_lib.engines import exact
 from mlops_lib.engines.exact import models, source
 from mlops_lib.engines.exact.scorer import ask, generate
@@ -544,7 +544,7 @@ def test_a_loaded_version_has_the_scorer_that_was_proven(registered: Project, mo
     assert "source" not in release.files.compiled, "text from a store is never executed"
     scorer = exact.scorer_for(release.model, release.files.compiled)
     assert scorer is not None
-    rows = read_labelled(registered, "p2")[release.features]
+    rows = data.read_labelled(registered, "p2")[release.features]
     assert check_exact(scorer, rows).n_different == 0
     assert json.loads(json.dumps(release.files.compiled)) == release.files.compiled
 
@@ -557,7 +557,7 @@ def test_a_loaded_version_has_the_scorer_that_was_proven(registered: Project, mo
     ],
 )
 def test_a_model_without_a_scorer_is_logged_with_the_reason(project: Project, estimator: Any, words: str) -> None:
-    rows = read_labelled(project, "p1")
+    rows = data.read_labelled(project, "p1")
     X, y = rows[list(FEATURES)], rows["broke"]
     model = make_model().set_params(logisticregression=estimator).fit(X, y)
     with tracking.start_run(project):

@@ -20,10 +20,10 @@ from typing import Any
 
 import nbformat
 import pytest
-from conftest import ROOT, read_labelled, register_model
+from conftest import ROOT, register_model
 from nbformat.v4 import new_code_cell, new_notebook
 
-from mlops_lib import gates, registry, tracking
+from mlops_lib import data, gates, registry, tracking
 from mlops_lib.project import Project, load_project
 
 CHROMIUM = shutil.which("chromium")
@@ -159,7 +159,7 @@ def wait_for_version(project: Project, tab: Any) -> list[registry.Version]:
 def test_mlflow_pages_show_the_registered_model_with_its_stages(project: Project, screenshots: Path) -> None:
     version = register_model(project)
     candidate = registry.load_model(project, version.version)
-    rows = read_labelled(project, "p2")
+    rows = data.read_labelled(project, "p2")
     verdict = gates.check_gates(project, candidate, None, rows, inputs=[project.path("arrivals", "p2")])
     with tracking.start_run(project):
         registry.log_verdict(project, version.version, verdict)
