@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from mlops_lib import redaction
 from mlops_lib.errors import NotFoundError, ProjectError, SignatureError
+from mlops_lib.task import Task, binary
 
 PROJECT_FILE = Path("notebooks/project.py")
 
@@ -39,7 +40,7 @@ class Project:
     root : Path
         Folder that ``arrivals``, ``labels`` and ``notebooks`` are relative to.
     target : str
-        Column of the label tables that the model predicts (0 or 1).
+        Column of the label tables that the model predicts.
     keys : tuple of str
         Columns that identify a row, in arrivals, labels and predictions alike.
     features : tuple of str
@@ -60,8 +61,10 @@ class Project:
         Whether a version may go from the first stage to any other at once.
     approvals : tuple of str
         Stages that a version enters only with a second person's approval.
-    threshold : float
-        Operating point: a score at or above it is the positive class.
+    task : Task
+        ``binary(positive=…, threshold=…)``, ``multiclass()`` or ``regression()`` of :mod:`mlops_lib.task`.
+    metrics : tuple of quality.Metric
+        Of the project's own, which gates and monitoring may then name.
     ingest : callable, optional
         Writes every period's tables; returns the periods written. What ``mlops ingest`` calls.
     trusted_types : tuple of str
@@ -89,7 +92,8 @@ class Project:
     stages: tuple[str, ...] = ("dev", "staging", "prod")
     may_skip_stages: bool = False
     approvals: tuple[str, ...] = ()
-    threshold: float = 0.5
+    task: Task = field(default_factory=binary)
+    metrics: tuple[Any, ...] = ()
     ingest: Callable[[], tuple[str, ...]] | None = None
     trusted_types: tuple[str, ...] = ()
     trusted_keys: tuple[str, ...] = ()

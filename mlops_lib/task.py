@@ -85,6 +85,11 @@ class Task:
         if reason:
             raise TaskError(subject=f"The task {self.kind!r}", reason=reason)
 
+    def __str__(self) -> str:
+        """Return kind, classes and operating point for people."""
+        point = "" if self.threshold is None else f"; {self.positive} from a score of {self.threshold:g} on"
+        return f"{self.kind}{': ' if self.classes else ''}{', '.join(map(str, self.classes))}{point}"
+
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of this task's metrics, the leading one first."""
@@ -173,20 +178,19 @@ class Task:
                 return f"has a threshold of its own that is not on the probability of {self.positive!r}"
         return ""
 
-    def predict(self, model: Any, X: pd.DataFrame) -> NDArray[np.float64]:
-        """Return a fitted model's scores for rows of shape (n_rows, n_features); see the module's first lines.
-
-        This is the only place that chooses between ``predict_proba`` and ``predict``.
-        """
-        if not self.is_classifier:
-            return np.asarray(model.predict(X), dtype=np.float64)
-        scores: NDArray[np.float64] = model.predict_proba(X)
-        return scores[:, self.classes.index(self.positive)] if self.kind == "binary" else scores
-
     @property
     def predict_method(self) -> Literal["predict", "predict_proba"]:
-        """The method of the model that MLflow's own scoring calls."""
+        """The method of the model that scores; this is the only place that chooses."""
         return "predict_proba" if self.is_classifier else "predict"
+
+    def predict_all(self, model: Any, X: pd.DataFrame) -> NDArray[np.float64]:
+        """Return what MLflow's own scoring does: the probability of every class, of two also, or the number itself."""
+        return np.asarray(getattr(model, self.predict_method)(X))
+
+    def predict(self, model: Any, X: pd.DataFrame) -> NDArray[np.float64]:
+        """Return a fitted model's scores for rows of shape (n_rows, n_features); see the module's first lines."""
+        scores = self.predict_all(model, X)
+        return scores[:, self.classes.index(self.positive)] if self.kind == "binary" else scores
 
     # --- what it predicts ---------------------------------------------------------------------------------------------
 

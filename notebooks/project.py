@@ -28,6 +28,7 @@ from mlops_lib.gates import (
     Threshold,
 )
 from mlops_lib.project import Project
+from mlops_lib.task import binary
 
 ROOT = Path(__file__).resolve().parent.parent
 YEAR = 2013
@@ -199,7 +200,7 @@ project = Project(
         ContractCompatible(),
     ),
     slices=("origin", "carrier"),
-    threshold=0.3,
+    task=binary(positive=1, threshold=0.3),
     ingest=ingest,
     adjust_contract=adjust_contract,
 )

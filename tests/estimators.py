@@ -37,6 +37,7 @@ from sklearn import (
 )
 
 from mlops_lib import models
+from mlops_lib.task import Task, binary, regression
 
 NUMBERS = ["size", "weight"]
 
@@ -206,14 +207,22 @@ def loguniform(low: float, high: float) -> Any:
     return distribution(low, high)
 
 
+def task_of(model: Any) -> Task:
+    """Return the task of a model of two classes or of numbers; what only predicts classes is one of numbers here."""
+    return binary().fit_to(model) if hasattr(model, "predict_proba") else regression()
+
+
 def save_model(model: Any, folder: Path, rows: pd.DataFrame, *, warmup: str | None = None) -> dict[str, Any]:
     """Write what a logged model's folder holds, as far as the loader looks at it; return its manifest."""
+    task = task_of(model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / models.MODEL_FILE).write_bytes(skops.io.dumps(model))
     flavors = {
         "sklearn": {"serialization_format": "skops", "pickled_model": models.MODEL_FILE, "code": None},
         "python_function": {"loader_module": "mlflow.sklearn"},
     }
-    (folder / models.MLMODEL_FILE).write_text(yaml.safe_dump({"flavors": flavors, "metadata": {"mlops": {}}}))
-    (folder / models.WARMUP_FILE).write_text(warmup or models.warmup_json(model, rows))
+    (folder / models.MLMODEL_FILE).write_text(
+        yaml.safe_dump({"flavors": flavors, "metadata": {"mlops": {"task": task.to_dict()}}})
+    )
+    (folder / models.WARMUP_FILE).write_text(warmup or models.warmup_json(task, model, rows))
     return models.compute_manifest(folder)

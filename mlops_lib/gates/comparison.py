@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,10 @@ from mlflow.tracking import MlflowClient
 
 from mlops_lib import contracts, data, quality, registry, tracking
 from mlops_lib.errors import GateError
-from mlops_lib.gates.checks import collect_evidence
+from mlops_lib.gates.evidence import collect_evidence, read_contract
 from mlops_lib.project import Project
 from mlops_lib.registry import Release, Version
 from mlops_lib.report import table_lines
-from mlops_lib.task import binary
 from mlops_lib.tracking import store
 
 SAME = "same"
@@ -56,14 +55,6 @@ class Comparison:
         """What is compared."""
         return f"Versions {self.first.version} and {self.second.version} of '{self.first.name}'"
 
-    def _heading(self, name: str) -> str:
-        if name != "metrics":
-            return name
-        return f"metrics on {', '.join(self.periods)}, {self.n_rows:,} rows, 95 % intervals" if self.periods else name
-
-    def _nothing(self, name: str) -> str:
-        return "no labelled period to score; name one" if name == "metrics" else SAME
-
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         tables = {name: json.loads(table.to_json(orient="records")) for name, table in self.tables.items()}
@@ -73,12 +64,9 @@ class Comparison:
     def __str__(self) -> str:
         """Return the tables for a terminal."""
         lines = [self.title]
-        for name, table in self.tables.items():
-            if table.empty:
-                lines += ["", f"{self._heading(name)}: {self._nothing(name)}"]
-            else:
-                cells = table_lines([[*table.columns], *table.to_numpy().tolist()])
-                lines += ["", self._heading(name), *(f"  {line}" for line in cells)]
+        for heading, table, nothing in self._sections():
+            cells = table_lines([[*table.columns], *table.to_numpy().tolist()])
+            lines += ["", f"{heading}: {nothing}"] if table.empty else ["", heading, *(f"  {line}" for line in cells)]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -86,11 +74,18 @@ class Comparison:
     def _repr_html_(self) -> str:
         """Return the tables that JupyterLab shows."""
         parts = [f"<b>{html.escape(self.title)}</b>"]
-        for name, table in self.tables.items():
-            empty = html.escape(self._nothing(name))
-            shown = f"<p>{empty}</p>" if table.empty else table.to_html(index=False, border=0)
-            parts.append(f"<p><i>{html.escape(self._heading(name))}</i></p>{shown}")
+        for heading, table, nothing in self._sections():
+            shown = f"<p>{html.escape(nothing)}</p>" if table.empty else table.to_html(index=False, border=0)
+            parts.append(f"<p><i>{html.escape(heading)}</i></p>{shown}")
         return "".join(parts)
+
+    def _sections(self) -> Iterator[tuple[str, pd.DataFrame, str]]:
+        """Yield heading, table and what is said where the table is empty."""
+        measured = f"metrics on {', '.join(self.periods)}, {self.n_rows:,} rows, 95 % intervals"
+        for name, table in self.tables.items():
+            is_metrics = name == "metrics"
+            heading = measured if is_metrics and self.periods else name
+            yield heading, table, "no labelled period to score; name one" if is_metrics else SAME
 
 
 def compare_versions(
@@ -108,21 +103,20 @@ def compare_versions(
 
     Raises
     ------
-    GateError, NotFoundError, ModelFileError
+    GateError, NotFoundError, ModelFileError, TaskError
         Nothing was changed.
     """
     versions = registry.get_version(project, first), registry.get_version(project, second)
     if versions[0].version == versions[1].version:
-        raise GateError(
-            "same_version", name=project.name, version=versions[0].version, first=str(first), second=str(second)
-        )
+        names = {"first": str(first), "second": str(second)}
+        raise GateError("same_version", name=project.name, version=versions[0].version, **names)
     releases = [registry.load_model(project, version.version) for version in versions]
     lineages = [registry.read_lineage(project, version) for version in versions]
     chosen = tuple(periods) if periods is not None else _judged_periods(project, (versions[1], versions[0]))
     metrics, n_rows = _compare_metrics(project, releases, chosen)
     tables = {
         "metrics": metrics,
-        "parameters": _differences(*(_with_prefix(lineage, "param.") for lineage in lineages)),
+        "parameters": _differences(*map(_read_parameters, lineages)),
         "contract": _compare_contracts(*releases),
         "data": _differences(*(_shortened(_with_prefix(lineage, "input.")) for lineage in lineages)),
         "environment": _differences(*map(_read_environment, versions, lineages)),
@@ -150,35 +144,30 @@ def _compare_metrics(project: Project, releases: Sequence[Release], periods: Seq
     if not periods:
         return pd.DataFrame(), 0
     first, second = releases
-    frame = pd.concat([_read_labelled(project, period) for period in periods], ignore_index=True)
-    evidence = collect_evidence(project, second, first, frame)
-    y_true, scores, others = evidence.y_true, evidence.candidate, evidence.champion
+    evidence = collect_evidence(project, second, first, data.read_labelled(project, periods))
+    y_true, scores, others, task = evidence.y_true, evidence.candidate, evidence.champion, evidence.task
     assert others is not None
     named = [gate.clusters for gate in project.gates if getattr(gate, "clusters", None)]
     clusters = evidence.clusters(named[0] if named else None)  # rows that belong together for the gates do so here
     rows = []
-    for name in binary().metrics:
-        alone = [quality.compute_interval(y_true, score, name, clusters=clusters) for score in (others, scores)]
-        paired = quality.compute_paired_interval(y_true, scores, others, name, clusters=clusters)
-        better = "greater" if quality.find_metric(binary(), name).greater_is_better else "lower"
+    for metric in map(evidence.metric, (*task.metrics, *(own.name for own in project.metrics))):
+        options: dict[str, Any] = {"metric": metric, "task": task, "clusters": clusters}
+        alone = [quality.compute_interval(y_true, score, **options) for score in (others, scores)]
+        paired = quality.compute_paired_interval(y_true, scores, others, **options)
         cells = {f"version {r.version}": str(i) for r, i in zip(releases, alone, strict=True)}
-        rows.append({"metric": name, **cells, "difference": str(paired), "better": better})
+        rows.append({"metric": metric.name, **cells, "difference": str(paired), "better": _name_direction(metric)})
     return pd.DataFrame(rows), len(y_true)
 
 
-def _read_labelled(project: Project, period: str) -> pd.DataFrame:
-    arrivals = data.read_table(project.path("arrivals", period))
-    labels = data.read_table(project.path("labels", period), required=[*project.keys, project.target])
-    return arrivals.merge(labels[[*project.keys, project.target]], on=list(project.keys))
+def _name_direction(metric: quality.Metric) -> str:
+    return {True: "greater", False: "lower", None: "near zero"}[metric.greater_is_better]
 
 
 def _compare_contracts(first: Release, second: Release) -> pd.DataFrame:
-    stored = [release.files.contract for release in (first, second)]
-    if not any(stored):
-        return pd.DataFrame()
-    if not all(stored):
-        return pd.DataFrame([{"column": "all", "what": "only one has a contract"}])
-    report = contracts.compare_contracts(*(contracts.Contract.from_dict(contract) for contract in stored))
+    old, new = map(read_contract, (first, second))
+    if old is None or new is None:
+        return pd.DataFrame() if old is new else pd.DataFrame([{"column": "all", "what": "only one has a contract"}])
+    report = contracts.compare_contracts(old, new)
     rows = [row for row in report.rows if row.name != "keys" or row.reason]  # it lists what differs, and the keys
     return pd.DataFrame([{"column": row.name, "second is": row.value, "what": row.reason} for row in rows])
 
@@ -213,6 +202,10 @@ def _differences(first: Mapping[str, str], second: Mapping[str, str]) -> pd.Data
         if first.get(name) != second.get(name)
     ]
     return pd.DataFrame(rows, columns=["what", "first", "second"])
+
+
+def _read_parameters(lineage: Mapping[str, str]) -> dict[str, str]:
+    return {"task": lineage.get("task", ""), **_with_prefix(lineage, "param.")}
 
 
 def _with_prefix(lineage: Mapping[str, str], prefix: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from mlops_lib.models.loader import (
     WARMUP_FILE,
     ModelFiles,
     load_model_files,
-    scorer,
+    read_warmup,
     warmup_json,
 )
 from mlops_lib.models.manifest import DIGEST_TAG, MANIFEST_TAG, compute_digest, compute_manifest, raise_for_files
@@ -41,6 +41,6 @@ __all__ = [
     "list_trusted_types",
     "load_model_files",
     "raise_for_files",
-    "scorer",
+    "read_warmup",
     "warmup_json",
 ]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import yaml
 
-from mlops_lib.errors import ModelFileError
+from mlops_lib.errors import ModelFileError, TaskError
 from mlops_lib.models.bounds import find_unchecked, raise_for_bounds
 from mlops_lib.models.limits import MAX_MLMODEL_BYTES, MAX_TEXT_BYTES, raise_for_archive, raise_for_limit
 from mlops_lib.models.manifest import compute_digest, raise_for_files
 from mlops_lib.models.types import raise_for_types, raise_for_versions
+from mlops_lib.task import Task
 
 CONTRACT_FILE = "contract.json"
 PROFILE_FILE = "profile.json"
@@ -39,6 +41,8 @@ class ModelFiles:
     Parameters
     ----------
     model : fitted scikit-learn estimator
+    task : Task
+        What it is asked for, with its classes and its operating point.
     metadata : dict
         The ``metadata`` block of MLmodel, read as data.
     contract, profile : dict
@@ -56,6 +60,7 @@ class ModelFiles:
     """
 
     model: Any
+    task: Task
     metadata: Mapping[str, Any]
     contract: Mapping[str, Any]
     profile: Mapping[str, Any]
@@ -88,6 +93,7 @@ def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, ex
     raise_for_versions()
     raise_for_files(folder, manifest, model=name)
     metadata = _read_mlmodel(folder, name)
+    task = _read_task(metadata, name)
     contract, profile, warmup = (_read_json(folder, file, name) for file in (CONTRACT_FILE, PROFILE_FILE, WARMUP_FILE))
     if not warmup.get("rows"):
         raise ModelFileError(
@@ -96,33 +102,41 @@ def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, ex
     model = _read_model(folder / MODEL_FILE, extra, name)
     raise_for_types(find_unchecked(model), extra, name)
     raise_for_bounds(model, file=MODEL_FILE, name=name)
-    _raise_for_warmup(warmup, model, name)
+    _raise_for_warmup(warmup, task, model, name)
     compiled = _read_json(folder, COMPILED_FILE, name)
     n_bytes = sum(int(file["size"]) for file in manifest.values())
     training_rows = _read_training_rows(folder / TRAINING_FILE, name)
     digest = compute_digest(manifest)
-    return ModelFiles(model, metadata, contract, profile, digest, compiled, n_bytes, training_rows, manifest)
+    return ModelFiles(model, task, metadata, contract, profile, digest, compiled, n_bytes, training_rows, manifest)
 
 
-def warmup_json(model: Any, rows: pd.DataFrame) -> str:
-    """Return rows and the model's predictions for them, as JSON, to compare with after every load.
+def warmup_json(task: Task, model: Any, rows: pd.DataFrame) -> str:
+    """Return rows and the model's scores of them, as JSON, to compare with after every load.
 
-    Missing values of rows and predictions that are NaN are written as null, which any parser reads.
+    Missing values of rows and scores that are NaN are written as null, which any parser reads.
     """
     table = {"columns": list(rows.columns), "dtypes": [str(t) for t in rows.dtypes], "rows": _plain(rows)}
-    predictions = [None if np.isnan(value) else value for value in scorer(model)(rows).tolist()]
-    return json.dumps({**table, "predictions": predictions}, sort_keys=True)
+    scores = _plain(pd.DataFrame(task.predict(model, rows)))
+    return json.dumps({**table, "predictions": scores}, sort_keys=True)
 
 
-def scorer(model: Any) -> Callable[[pd.DataFrame], Any]:
-    """Return what turns rows into an array of shape (n_rows,): the positive class's probability, or the prediction."""
-    if hasattr(model, "predict_proba"):
-        return lambda rows: model.predict_proba(rows)[:, 1]
-    return lambda rows: np.asarray(model.predict(rows), dtype=float)
+def read_warmup(stored: Mapping[str, Any]) -> tuple[pd.DataFrame, npt.NDArray[np.float64]]:
+    """Return the rows and scores, of shape (n_rows, n_scores), that :func:`warmup_json` wrote."""
+    rows = pd.DataFrame(stored["rows"], columns=stored["columns"])
+    rows = rows.astype(dict(zip(stored["columns"], stored["dtypes"], strict=True)))
+    return rows, np.asarray(stored["predictions"], dtype=np.float64)
 
 
 def _plain(rows: pd.DataFrame) -> list[list[Any]]:
     return [[None if pd.isna(value) else value for value in row] for row in rows.to_numpy(dtype=object).tolist()]
+
+
+def _read_task(metadata: Mapping[str, Any], name: str) -> Task:
+    try:
+        return Task.from_dict(metadata["mlops"]["task"])
+    except (KeyError, TypeError, ValueError, AttributeError, TaskError) as error:
+        reason = "names no task as tracking.log_model writes it"
+        raise ModelFileError("unread", model=name, file=MLMODEL_FILE, reason=reason) from error
 
 
 class _DataLoader(yaml.SafeLoader):  # type: ignore[misc] # yaml ships no types
@@ -223,22 +237,18 @@ def _read_model(path: Path, extra: Iterable[str], name: str) -> Any:
         ) from error
 
 
-def _raise_for_warmup(stored: Mapping[str, Any], model: Any, name: str) -> None:
+def _raise_for_warmup(stored: Mapping[str, Any], task: Task, model: Any, name: str) -> None:
     try:
-        rows = pd.DataFrame(stored["rows"], columns=stored["columns"])
-        rows = rows.astype(dict(zip(stored["columns"], stored["dtypes"], strict=True)))
-        wanted = np.asarray(stored["predictions"], dtype=float)
+        rows, wanted = read_warmup(stored)
     except (KeyError, ValueError, TypeError) as error:
         raise ModelFileError(
             "discarded", model=name, file=WARMUP_FILE, reason=f"is not readable ({type(error).__name__}: {error})"
         ) from error
     try:
-        predictions = scorer(model)(rows)
+        scores = task.predict(model, rows).reshape(len(rows), -1)
     except Exception as error:
         why = f"does not score its stored rows here ({type(error).__name__}: {error})"
         raise ModelFileError("discarded", model=name, file=MODEL_FILE, reason=why) from error
-    is_same_shape = np.shape(predictions) == wanted.shape == (len(rows),)
-    if not is_same_shape or not np.allclose(predictions, wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
-        raise ModelFileError(
-            "discarded", model=name, file=MODEL_FILE, reason="does not give its stored predictions on this machine"
-        )
+    if scores.shape != wanted.shape or not np.allclose(scores, wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
+        reason = "does not give its stored predictions on this machine"
+        raise ModelFileError("discarded", model=name, file=MODEL_FILE, reason=reason)

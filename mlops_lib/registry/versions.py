@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from mlflow.entities import LoggedModel
@@ -27,7 +27,11 @@ from mlops_lib.project import Project
 from mlops_lib.registry.entries import Draft, Entry, Ledger, Records
 from mlops_lib.registry.ledger import append_latest, ensure_ledger, open_ledger, raise_for_length, translate_errors
 from mlops_lib.registry.reading import note_ledger, read_ledger
+from mlops_lib.task import Task
 from mlops_lib.tracking import store
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 METRIC_TAG = "mlops.metric."
 PAGE = 1000  # versions that the store is asked for at once
@@ -88,9 +92,13 @@ class Release:
         return list(self.files.metadata["mlops"]["features"])
 
     @property
-    def threshold(self) -> float:
-        """Operating point that was stored with the model."""
-        return float(self.files.metadata["mlops"]["threshold"])
+    def task(self) -> Task:
+        """What the model is asked for, with its classes and its operating point."""
+        return self.files.task
+
+    def predict(self, X: pd.DataFrame) -> npt.NDArray[Any]:
+        """Return the model's scores for rows that have its features; see :meth:`mlops_lib.task.Task.predict`."""
+        return self.task.predict(self.model, X[self.features])
 
 
 # --- registering and finding -------------------------------------------------------------------------------------
@@ -287,9 +295,9 @@ def _version(project: Project, model_version: ModelVersion, standing: Mapping[st
 
 @translate_errors
 def read_lineage(project: Project, version: Version) -> dict[str, str]:
-    """Return where a version came from: run, notebook, commit, lock, inputs with fingerprints, parameters."""
+    """Return where a version came from: run, task, notebook, commit, lock, inputs with fingerprints, parameters."""
     run = store.connect(project.tracking_uri).get_run(version.run_id)
-    ours = ("mlops.notebook", "mlops.commit", "mlops.dirty", "mlops.lock", "mlops.actor", "mlops.input.")
+    ours = ("mlops.task", "mlops.notebook", "mlops.commit", "mlops.dirty", "mlops.lock", "mlops.actor", "mlops.input.")
     tags = {k.removeprefix("mlops."): v for k, v in sorted(run.data.tags.items()) if k.startswith(ours)}
     params = {f"param.{name}": value for name, value in sorted(run.data.params.items())}
     return {"run": f"{version.run_id} {run.info.status}", **tags, **params}

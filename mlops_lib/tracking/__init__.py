@@ -4,23 +4,17 @@
 ...     tracking.log_model(project, model, X_train)
 """
 
-from mlops_lib.tracking.result import RESULT_MIME, Result, find_result, record_result
-from mlops_lib.tracking.runs import (
+from mlops_lib.tracking.code import ask_git, describe_code, find_notebook, log_difference, notebook_source
+from mlops_lib.tracking.model import (
     EXAMPLE_ROWS,
     REQUIREMENTS,
     SIGNATURE_ROWS,
     WARMUP_ROWS,
     LoggedModel,
-    ask_git,
-    describe_code,
-    find_notebook,
-    log_difference,
-    log_input,
-    log_metrics,
     log_model,
-    notebook_source,
-    start_run,
 )
+from mlops_lib.tracking.result import RESULT_MIME, Result, find_result, record_result
+from mlops_lib.tracking.runs import log_input, log_metrics, start_run
 
 __all__ = [
     "EXAMPLE_ROWS",

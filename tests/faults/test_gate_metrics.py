@@ -10,13 +10,12 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import read_labelled
 from mlflow.models import MetricThreshold
 from mlflow.models.evaluation.base import EvaluationResult
 from mlflow.models.evaluation.validation import ModelValidationFailedException
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import registry, tracking
+from mlops_lib import data, registry, tracking
 from mlops_lib.gates import (
     Better,
     Calibrated,
@@ -94,7 +93,7 @@ def release(registered: Project) -> Release:
 
 @pytest.fixture
 def frame(registered: Project) -> pd.DataFrame:
-    return read_labelled(registered, "p2")
+    return data.read_labelled(registered, "p2")
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 import mlflow
 import pytest
 from click.testing import CliRunner
-from conftest import copy_store, make_model, make_project, read_labelled, register_model
+from conftest import copy_store, make_model, make_project, register_model
 from refusals import raises
 
-from mlops_lib import cli, contracts, gates, quality, registry, tracking
+from mlops_lib import cli, contracts, data, gates, quality, registry, tracking
 from mlops_lib.errors import GateError, NotFoundError
 from mlops_lib.project import Project
 from mlops_lib.registry import Version
@@ -21,7 +21,7 @@ from mlops_lib.registry import Version
 
 def register_other(project: Project, period: str = "p2") -> Version:
     """Register a version trained on another period, with a parameter and a looser contract."""
-    rows = read_labelled(project, period)
+    rows = data.read_labelled(project, period)
     X = rows[list(project.features)]
     contract = contracts.infer_contract(
         rows.assign(size=rows["size"] * 2), features=project.features, keys=project.keys
@@ -53,14 +53,14 @@ def log_verdict(project: Project, version: int, period: str) -> None:
     paths = [project.path(table, period) for table in ("arrivals", "labels")]
     with tracking.start_run(project):
         release = registry.load_model(project, version)
-        verdict = gates.check_gates(project, release, None, read_labelled(project, period), inputs=paths)
+        verdict = gates.check_gates(project, release, None, data.read_labelled(project, period), inputs=paths)
         registry.log_verdict(project, version, verdict)
 
 
 def test_metrics_are_measured_on_the_same_rows_with_intervals(project: Project, other: None) -> None:
     found = gates.compare_versions(project, 1, 2, periods=["p3"])
     table = found.tables["metrics"].set_index("metric")
-    rows = read_labelled(project, "p3")
+    rows = data.read_labelled(project, "p3")
     scores = [registry.load_model(project, v).model.predict_proba(rows[list(project.features)])[:, 1] for v in (1, 2)]
     expected = quality.compute_paired_interval(rows["broke"], scores[1], scores[0], "roc_auc")
     assert table.loc["roc_auc", "difference"] == str(expected)
@@ -92,7 +92,7 @@ def test_versions_made_in_the_same_way_are_the_same(project: Project, version: V
 def test_another_environment_is_told_by_the_packages_that_the_model_pins(
     project: Project, version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlops_lib.tracking.runs.REQUIREMENTS", ("mlflow", "scikit-learn"))
+    monkeypatch.setattr("mlops_lib.tracking.model.REQUIREMENTS", ("mlflow", "scikit-learn"))
     register_model(project)
     table = gates.compare_versions(project, 1, 2, periods=[]).tables["environment"].set_index("what")
     assert set(table.index) == {"skops", "pandas", "numpy", "scipy"}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, make_model, read_labelled
+from conftest import ROOT, make_model
 
 from mlops_lib import contracts, data, quality, registry, tracking
 from mlops_lib.errors import GateError, QualityError
@@ -49,7 +49,7 @@ def candidate(project: Project, version: registry.Version) -> Release:
 @pytest.fixture
 def frame(project: Project) -> pd.DataFrame:
     """Return labelled rows that the model has not seen."""
-    return read_labelled(project, "p2")
+    return data.read_labelled(project, "p2")
 
 
 def make_evidence(shift: float, *, n_rows: int = 2000) -> Evidence:
@@ -466,7 +466,7 @@ def test_rows_that_were_trained_on_are_found_by_key_and_by_content(
 ) -> None:
     fresh = leakage(project, candidate, frame)
     assert {row.status for row in fresh.values()} == {"passed"}
-    trained = read_labelled(project, "p1")
+    trained = data.read_labelled(project, "p1")
     one = leakage(project, candidate, pd.concat([frame, trained.head(1)]))
     assert one["training_keys_in_evaluation"].status == "failed"
     assert one["training_keys_in_evaluation"].reason == "1 of 1,001 evaluation rows, 1,000 training rows"
@@ -481,7 +481,7 @@ def test_rows_that_repeat_one_another_by_chance_are_no_leak(project: Project) ->
     """Sizes in whole numbers: a tenth of fresh rows or more are found again among the training rows."""
 
     def coarse(period: str) -> pd.DataFrame:
-        rows = read_labelled(project, period)
+        rows = data.read_labelled(project, period)
         return rows.assign(size=rows["size"].round(1), weight=rows["weight"].round(1))
 
     rows = coarse("p1")

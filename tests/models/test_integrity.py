@@ -17,13 +17,14 @@ import pytest
 import skops.io
 import yaml
 from conftest import make_model
-from estimators import COLOR, MODELS, NUMBERS, after, make_training, save_model, with_columns
-from sklearn import compose, ensemble, impute, linear_model, naive_bayes, pipeline, preprocessing
+from estimators import COLOR, MODELS, NUMBERS, after, make_training, save_model, task_of, with_columns
+from sklearn import compose, ensemble, impute, naive_bayes, pipeline, preprocessing
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from mlops_lib import models, registry
 from mlops_lib.errors import ModelError, ModelFileError
 from mlops_lib.project import Project
+from mlops_lib.task import multiclass
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct.*:UserWarning")
@@ -34,7 +35,7 @@ def test_an_ordinary_model_comes_back_bit_equal_without_a_word_from_the_user(nam
     needed = models.list_trusted_types(model)
     assert set(needed) <= models.TRUSTED_TYPES
     loaded = models.load_model_files(tmp_path, save_model(model, tmp_path, X.head(20)), name="The model").model
-    np.testing.assert_array_equal(models.scorer(loaded)(X), models.scorer(model)(X))
+    np.testing.assert_array_equal(task_of(model).predict(loaded, X), task_of(model).predict(model, X))
 
 
 def test_the_matrix_is_wide_enough() -> None:
@@ -102,10 +103,11 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         folder,
         serialization_format="skops",
         skops_trusted_types=models.list_trusted_types(model),
+        metadata={"mlops": {"task": task_of(model).to_dict()}},
         input_example=X.head(2),
         pip_requirements=["scikit-learn"],
     )
-    (folder / models.WARMUP_FILE).write_text(models.warmup_json(model, X.head()))
+    (folder / models.WARMUP_FILE).write_text(models.warmup_json(task_of(model), model, X.head()))
     return folder, models.compute_manifest(folder)
 
 
@@ -338,7 +340,7 @@ def test_hashes_of_training_rows_that_are_none_are_refused(folder: Path, content
 
 def test_a_model_that_predicts_something_else_here_is_discarded(folder: Path) -> None:
     stored = json.loads((folder / "warmup.json").read_text())
-    stored["predictions"][0] += 1e-6
+    stored["predictions"][0][0] += 1e-6
     (folder / "warmup.json").write_text(json.dumps(stored))
     with pytest.raises(ModelFileError, match=r"does not give its stored predictions.*discarded unused"):
         models.load_model_files(folder, models.compute_manifest(folder), name="The model")
@@ -353,17 +355,27 @@ def test_warm_up_rows_keep_missing_values_and_types() -> None:
         ),
         naive_bayes.GaussianNB(),
     ).fit(X, y)
-    text = models.warmup_json(model, X.head())
-    stored = json.loads(text)
+    stored = json.loads(models.warmup_json(task_of(model), model, X.head()))
     assert stored["rows"][0][1] is None
-    rows = pd.DataFrame(stored["rows"], columns=stored["columns"]).astype(dict(zip(X, stored["dtypes"], strict=True)))
-    np.testing.assert_array_equal(models.scorer(model)(rows), stored["predictions"])
+    rows, scores = models.read_warmup(stored)
+    pd.testing.assert_frame_equal(rows, X.head())
+    np.testing.assert_array_equal(model.predict_proba(rows)[:, [1]], scores)
 
 
-def test_a_regression_is_scored_by_its_prediction() -> None:
-    X, y = make_training()
-    model = after(linear_model.LinearRegression()).fit(X, y)
-    np.testing.assert_array_equal(models.scorer(model)(X), model.predict(X))
+def test_warm_up_rows_have_a_score_for_each_class_of_several() -> None:
+    X, _ = make_training()
+    model = after(naive_bayes.GaussianNB()).fit(X, np.resize(["a", "b", "c"], len(X)))
+    rows, scores = models.read_warmup(json.loads(models.warmup_json(multiclass().fit_to(model), model, X.head())))
+    np.testing.assert_array_equal(model.predict_proba(rows), scores)
+
+
+@pytest.mark.parametrize(
+    "task", [None, {}, {"kind": "triage"}, {"kind": "binary"}, {"kind": "regression", "x": 1}, "binary"]
+)
+def test_a_model_that_names_no_task_is_refused(folder: Path, task: Any) -> None:
+    manifest = rewrite(folder, lambda content: content["metadata"]["mlops"].update(task=task))
+    with pytest.raises(ModelFileError, match=r"'MLmodel' names no task as tracking.log_model writes it"):
+        models.load_model_files(folder, manifest, name="The model")
 
 
 def test_the_registrys_own_files_are_verified_the_same_way(project: Project, version: registry.Version) -> None:

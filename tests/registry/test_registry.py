@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 import pytest
 import workers
-from conftest import FEATURES, copy_store, make_model, make_project, make_rows, read_labelled, register_model
+from conftest import FEATURES, copy_store, make_model, make_project, make_rows, register_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.entities import FileInfo
@@ -101,7 +101,7 @@ def test_what_is_no_version_is_refused_with_what_exists(project: Project, name: 
 def test_a_loaded_release_knows_what_it_is(project: Project, version: registry.Version) -> None:
     release = registry.load_model(project, "dev")
     assert (release.name, release.version, release.stage, release.digest) == ("toy", 1, "dev", version.digest)
-    assert (release.features, release.threshold) == (list(FEATURES), 0.5)
+    assert (release.features, release.task.threshold) == (list(FEATURES), 0.5)
     assert registry.load_model(project, 1).stage is None
 
 
@@ -115,7 +115,7 @@ def test_lineage_tells_run_data_and_parameters(project: Project, version: regist
 
 
 def log_model(project: Project) -> tracking.LoggedModel:
-    rows = read_labelled(project, "p1")
+    rows = data.read_labelled(project, "p1")
     X, y = rows[list(FEATURES)], rows["broke"]
     return tracking.log_model(project, make_model().fit(X, y), X)
 
@@ -155,7 +155,7 @@ def test_a_model_of_a_run_that_still_runs_may_be_registered_and_cannot_be_promot
 
 
 def test_a_model_that_plain_mlflow_logged_has_no_manifest_and_is_no_version(project: Project) -> None:
-    rows = read_labelled(project, "p1")
+    rows = data.read_labelled(project, "p1")
     X, y = rows[["size", "weight"]], rows["broke"]
     with tracking.start_run(project):
         info = mlflow.sklearn.log_model(make_model()[-1].fit(X, y), name="model", pip_requirements=["scikit-learn"])
@@ -285,7 +285,7 @@ def verdict_without_facts(project: Project) -> None:
 
 
 def verdict_without_data(project: Project) -> None:
-    verdict = check_gates(project, registry.load_model(project, 1), None, read_labelled(project, "p2"))
+    verdict = check_gates(project, registry.load_model(project, 1), None, data.read_labelled(project, "p2"))
     with tracking.start_run(project):
         registry.log_verdict(project, 1, verdict)
 

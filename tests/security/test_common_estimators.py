@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from estimators import MODELS, make_training, save_model
+from estimators import MODELS, make_training, save_model, task_of
 from sklearn.pipeline import make_pipeline
 
 from mlops_lib import models, tracking
@@ -23,7 +23,7 @@ from mlops_lib.errors import ModelError, ModelFileError
 from mlops_lib.project import Project
 
 COMMON = (
-    *("logistic", "sgd", "ridge_classifier", "lda", "gaussian_nb", "qda", "linear_svc", "mlp", "nystroem", "tree"),
+    *("logistic", "sgd", "elastic_net", "lda", "gaussian_nb", "qda", "lasso", "mlp", "nystroem", "tree"),
     *("forest", "extra_trees", "gradient_boosting", "hist_gradient_boosting", "ada_boost", "bagging"),
     *("hist_gradient_boosting_with_categories", "voting", "stacking", "calibrated_sigmoid", "grid_search"),
     *("tuned_threshold", "isolation_forest", "linear_regression", "forest_regressor", "ridge", "poisson"),
@@ -39,7 +39,7 @@ rows = pd.read_parquet(sys.argv[2])
 for folder, extra in json.loads(Path(sys.argv[1]).read_text()):
     folder = Path(folder)
     files = models.load_model_files(folder, models.compute_manifest(folder), name="The model", extra=extra)
-    print(json.dumps(models.scorer(files.model)(rows).tolist()))
+    print(json.dumps(files.task.predict(files.model, rows).tolist()))
 """
 
 
@@ -70,8 +70,9 @@ def test_thirty_common_estimators_come_back_bit_equal_in_a_fresh_process(
     with tracking.start_run(project):
         for name in COMMON:
             model = MODELS[name]().fit(X, y)
-            folders.append((folder_of(tracking.log_model(project, model, X)), []))
-            wanted.append(models.scorer(model)(X).tolist())
+            task = task_of(model)
+            folders.append((folder_of(tracking.log_model(replace(project, task=task), model, X)), []))
+            wanted.append(task.predict(model, X).tolist())
             try:
                 mlflow.sklearn.log_model(model, name="plain", pip_requirements=[])
             except mlflow.MlflowException:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-from estimators import MODELS, SEEDED, UNCHECKED, after, make_training, save_model
+from estimators import MODELS, SEEDED, UNCHECKED, after, make_training, save_model, task_of
 from sklearn import cluster, ensemble, neighbors, preprocessing, svm, tree
 from sklearn.pipeline import make_pipeline
 
@@ -228,7 +228,7 @@ def test_what_nobody_checks_is_neither_logged_nor_loaded_until_the_project_names
     assert set(loaded.value.types) <= set(logged.value.types)
     models.list_trusted_types(model, extra=logged.value.types)
     named = models.load_model_files(tmp_path, manifest, name="The model", extra=logged.value.types)
-    np.testing.assert_array_equal(models.scorer(named.model)(X), models.scorer(model)(X))
+    np.testing.assert_array_equal(task_of(model).predict(named.model, X), task_of(model).predict(model, X))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_crafted_file_whose_digest_is_right_is_refused_and_the_process_lives(
         (hist, lambda m: rewrite_nodes(m, left=2_000_000_000, right=2_000_000_000)),
     ):
         model = make()
-        warmup = models.warmup_json(model, FRAME)
+        warmup = models.warmup_json(task_of(model), model, FRAME)
         spoil(model)
         folders.append(tmp_path / str(len(folders)))
         save_model(model, folders[-1], FRAME, warmup=warmup)

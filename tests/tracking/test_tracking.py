@@ -14,17 +14,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import FEATURES, make_model, read_labelled
+from conftest import FEATURES, make_model
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from refusals import raises
-from sklearn.linear_model import LinearRegression
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import LinearSVC
 
-from mlops_lib import data, models, tracking
-from mlops_lib.errors import ModelError, QualityError
+from mlops_lib import contracts, data, models, registry, tracking
+from mlops_lib.errors import ModelError, QualityError, TaskError
 from mlops_lib.project import Project
+from mlops_lib.task import Task, binary, multiclass, regression
 from mlops_lib.tracking import store
 
 
@@ -105,7 +111,7 @@ def test_the_notebook_that_runs_is_recorded_with_the_hash_of_its_code(project: P
 
 def test_inputs_are_fingerprinted_in_full_and_shown_as_datasets(project: Project) -> None:
     paths = [project.path("arrivals", "p1"), project.path("arrivals", "p2")]
-    frame = read_labelled(project, "p3")
+    frame = data.read_labelled(project, "p3")
     with tracking.start_run(project, inputs={"arrivals": paths, "frame": frame, "one": paths[0]}) as run:
         pass
     found = read_run(project, run.info.run_id)
@@ -202,17 +208,22 @@ def test_numbers_of_numpy_are_numbers(project: Project) -> None:
 # --- models ------------------------------------------------------------------------------------------------------
 
 
+def contract_of(X: pd.DataFrame) -> dict[str, Any]:
+    rows = X.assign(thing_id=range(len(X)))
+    return contracts.infer_contract(rows, features=list(X.columns), keys=["thing_id"]).to_dict()
+
+
 def log_toy(project: Project, X: pd.DataFrame, y: pd.Series[int]) -> tuple[Any, tracking.LoggedModel]:
     model = make_model().fit(X, y)
     with tracking.start_run(project):
-        logged = tracking.log_model(project, model, X, contract={"a": 1}, profile={"b": 2}, metadata={"c": 3})
+        logged = tracking.log_model(project, model, X, contract=contract_of(X), profile={"b": 2})
     return model, logged
 
 
 @pytest.fixture
 def training(project: Project) -> tuple[pd.DataFrame, pd.Series[int]]:
     """Return rows with one whole-number column."""
-    rows = read_labelled(project, "p1")
+    rows = data.read_labelled(project, "p1")
     return rows[list(FEATURES)].assign(weight=rows["weight"].round().astype("int64")), rows["broke"]
 
 
@@ -224,9 +235,10 @@ def test_a_logged_model_has_everything_that_scoring_needs(
     content = yaml.safe_load((folder / "MLmodel").read_text())
     kinds = {column["name"]: column["type"] for column in json.loads(content["signature"]["inputs"])}
     assert kinds == {"color": "string", "size": "double", "weight": "double"}, "whole numbers may arrive as floats"
-    assert content["metadata"]["mlops"] == {"features": list(FEATURES), "threshold": 0.5, "c": 3}
+    task = {"kind": "binary", "classes": [0, 1], "positive": 1, "threshold": 0.5}
+    assert content["metadata"]["mlops"] == {"features": list(FEATURES), "task": task}
     assert content["flavors"]["sklearn"]["serialization_format"] == "skops"
-    assert json.loads((folder / "contract.json").read_text()) == {"a": 1}
+    assert json.loads((folder / "contract.json").read_text()) == json.loads(json.dumps(contract_of(training[0])))
     assert json.loads((folder / "profile.json").read_text()) == {"b": 2}
     assert len(json.loads((folder / "warmup.json").read_text())["predictions"]) == tracking.WARMUP_ROWS
     assert len(json.loads((folder / "input_example.json").read_text())["data"]) == tracking.EXAMPLE_ROWS
@@ -241,7 +253,7 @@ def test_the_rows_that_were_trained_on_are_stored_as_hashes_in_the_manifest(
     project: Project, training: tuple[pd.DataFrame, pd.Series[int]]
 ) -> None:
     X, y = training
-    keys = read_labelled(project, "p1")[["thing_id"]]
+    keys = data.read_labelled(project, "p1")[["thing_id"]]
     with tracking.start_run(project):
         logged = tracking.log_model(project, make_model().fit(X, y), X, keys=keys)
     folder = Path(mlflow.artifacts.download_artifacts(logged.model_uri))
@@ -284,7 +296,7 @@ def test_a_regression_is_logged_with_its_prediction(
     X, y = training[0][["size", "weight"]], training[1]
     model = LinearRegression().fit(X, y)
     with tracking.start_run(project):
-        logged = tracking.log_model(project, model, X)
+        logged = tracking.log_model(replace(project, task=regression()), model, X)
     stock = mlflow.pyfunc.load_model(logged.model_uri)
     np.testing.assert_allclose(stock.predict(X.astype("float64")), model.predict(X))
 
@@ -299,8 +311,91 @@ def test_a_model_with_a_function_of_the_notebook_is_refused_before_anything_is_w
     X, y = training[0][["size"]], training[1]
     model = make_pipeline(FunctionTransformer(shout), LinearRegression()).fit(X, y)
     with tracking.start_run(project), pytest.raises(ModelError, match=r"test_tracking.shout"):
-        tracking.log_model(project, model, X)
+        tracking.log_model(replace(project, task=regression()), model, X)
     assert not store.connect(project.tracking_uri).search_logged_models([experiment_of(project)])
+
+
+def nothing_was_logged(project: Project) -> bool:
+    return not store.connect(project.tracking_uri).search_logged_models([experiment_of(project)])
+
+
+OF_ANOTHER_TASK = [
+    (binary(), Ridge, [0.5, 1.5], "is no classifier, and the project's task is binary"),
+    (regression(), GaussianNB, [0, 1], "is a classifier, and the project's task is regression"),
+    (binary(), GaussianNB, [0], r"knows the classes \(0,\), and the project's task is binary"),
+    (binary(), GaussianNB, [0, 1, 2], r"knows the classes \(0, 1, 2\)"),
+    (binary(), GaussianNB, ["0", "1"], r"knows the classes \('0', '1'\), and the project's task has \(0, 1\)"),
+    (binary(positive="yes"), GaussianNB, ["no", "Yes"], "and the positive one is 'yes'"),
+    (multiclass(), GaussianNB, [0, 1], "task is multiclass"),
+    (multiclass("abc"), GaussianNB, ["a", "b", "d"], r"the project's task has \('a', 'b', 'c'\)"),
+    (binary(), LinearSVC, [0, 1], "gives no probabilities; wrap it in sklearn.calibration"),
+    (regression(), Ridge, [[0.5, 1.5], [1.5, 0.5]], r"returns scores of shape \(1000, 2\)"),
+    (regression(), RandomForestRegressor, [[0.5, 1.5], [1.5, 0.5]], "has several outputs; train one model for each"),
+]
+
+
+@pytest.mark.parametrize("case", OF_ANOTHER_TASK, ids=lambda case: case[-1])
+def test_a_model_of_another_task_is_refused_before_anything_is_written(
+    project: Project, training: tuple[pd.DataFrame, pd.Series[int]], case: tuple[Task, Any, list[Any], str]
+) -> None:
+    task, make, target, reason = case
+    X = training[0][["size", "weight"]]
+    model = make().fit(X, np.resize(target, (len(X), *np.shape(target)[1:])))
+    with tracking.start_run(project), pytest.raises(TaskError, match=reason):
+        tracking.log_model(replace(project, task=task), model, X)
+    assert nothing_was_logged(project)
+
+
+def test_a_model_that_scoring_would_hand_other_types_is_refused_before_anything_is_written(project: Project) -> None:
+    rows = data.read_labelled(project, "p1")
+    X = rows[["size", "weight"]]
+    single, model = X.astype("float32"), make_pipeline(StandardScaler(), LogisticRegression())
+    with tracking.start_run(project):
+        with pytest.raises(
+            TaskError, match=r"has read them as other types \('size' float32 -> float64, 'weight' float32"
+        ):
+            tracking.log_model(project, model.fit(single, rows["broke"]), single, contract=contract_of(X))
+        assert nothing_was_logged(project)
+        assert tracking.log_model(project, model.fit(X, rows["broke"]), X, contract=contract_of(X)).digest
+
+
+def test_a_contract_that_refuses_what_the_model_was_trained_on_is_refused(
+    project: Project, training: tuple[pd.DataFrame, pd.Series[int]]
+) -> None:
+    X, y = training
+    contract = contract_of(X.assign(size=X["size"] + 1e6))
+    with tracking.start_run(project), pytest.raises(TaskError, match=r"The contract refuses every one of 1000 rows"):
+        tracking.log_model(project, make_model().fit(X, y), X, contract=contract)
+    assert nothing_was_logged(project)
+
+
+def test_a_type_that_does_not_come_back_from_json_is_refused_before_anything_is_written(
+    project: Project, training: tuple[pd.DataFrame, pd.Series[int]]
+) -> None:
+    X = training[0][["size"]].assign(at=pd.Timestamp("2020-01-01"))
+    model = make_pipeline(make_column_transformer(("passthrough", ["size"])), LogisticRegression()).fit(X, training[1])
+    with tracking.start_run(project), pytest.raises(TaskError, match=r"types that JSON cannot hold .*'at' datetime64"):
+        tracking.log_model(project, model, X)
+    assert nothing_was_logged(project)
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_a_threshold_that_the_model_brings_counts_and_is_said(
+    project: Project, training: tuple[pd.DataFrame, pd.Series[int]], tuned: bool
+) -> None:
+    X, y = training
+    model = FixedThresholdClassifier(make_model(), threshold=0.2)
+    if tuned:
+        model = TunedThresholdClassifierCV(make_model(), scoring="f1", cv=2)
+    model.fit(X, y)
+    own = model.best_threshold_ if tuned else 0.2
+    with tracking.start_run(project):
+        logged = tracking.log_model(project, model, X)
+    version = registry.register(project, logged.model_uri)
+    release = registry.load_model(project, version.version)
+    assert release.task.threshold == own
+    np.testing.assert_array_equal(release.task.decide(release.predict(X)), model.predict(X))
+    assert f"1 from a score of {own:g} on" in registry.read_lineage(project, version)["task"]
 
 
 def test_few_rows_are_enough(project: Project, training: tuple[pd.DataFrame, pd.Series[int]]) -> None:

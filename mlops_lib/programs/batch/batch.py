@@ -52,7 +52,7 @@ def score_table(
         A Parquet or CSV file, a folder of Parquet files (``key=value`` in a path is a column), or ``URL::table`` or
         ``URL::select …`` of a database. Keys and features are needed; other columns are ignored.
     output_path : path or str
-        A Parquet file or ``URL::table``: keys, ``score``, ``prediction``, ``prediction_id``, model name, version,
+        A Parquet file or ``URL::table``: keys, predictions (``task.to_columns``), ``prediction_id``, name, version,
         digest and time; features as ``project.keep_features`` says. ``{version}`` stands for the version's number.
     rows : int, optional
         Score only the first so many rows, as a smoke test does.
@@ -184,7 +184,7 @@ def make_scorer(release: Release, project: Project, scored_at: datetime) -> Batc
         name=release.name,
         version=release.version,
         digest=release.digest,
-        threshold=release.threshold,
+        task=release.task,
         features=release.features,
         model=release.model,
         contract=contracts.Contract.from_dict(release.files.contract),

@@ -6,18 +6,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from sklearn.base import is_regressor
 
-from mlops_lib import contracts, models
+from mlops_lib import contracts
 from mlops_lib.engines import exact
 from mlops_lib.programs.batch.keys import is_among
+from mlops_lib.task import Task
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Scored:
     Parameters
     ----------
     good : Table
-        Keys, ``score``, ``prediction``, ``prediction_id``, model name, version, digest and time; features if kept.
+        Keys, the columns of ``task.to_columns``, ``prediction_id``, model name, version, digest and time; features if
+        kept.
     bad : Table
         The rows set aside as they came, with ``rule`` and ``reason``.
     tally : Tally
@@ -47,7 +49,7 @@ class BatchScorer:
     name: str
     version: int
     digest: str
-    threshold: float
+    task: Task
     features: Sequence[str]
     model: Any
     contract: contracts.Contract
@@ -67,7 +69,7 @@ class BatchScorer:
     @cached_property
     def predict(self) -> Callable[[pd.DataFrame], Any]:
         """What scores many rows."""
-        return models.scorer(self._compiled or self.model)
+        return partial(self.task.predict, self._compiled or self.model)
 
     def score(self, batch: pa.RecordBatch, split: contracts.Split, repeated: pd.DataFrame) -> Scored:
         """Score the rows of a split batch, except those whose key comes again in another batch.
@@ -88,8 +90,9 @@ class BatchScorer:
             label = ", ".join(names)
             aside.append(_explain(good.index[again], f"{label}.duplicated", f"{label} comes more than once"))
             good = good[~again]
-        score = np.asarray(self.predict(good[list(self.features)]) if len(good) else [], dtype=float)
-        finite = np.isfinite(score)
+        empty = np.empty((0, len(self.task.classes)) if self.task.kind == "multiclass" else 0)
+        score = np.asarray(self.predict(good[list(self.features)]), dtype=float) if len(good) else empty
+        finite = np.isfinite(score).reshape(len(score), -1).all(axis=1)
         if not finite.all():
             aside.append(_explain(good.index[~finite], "score.finite", f"version {self.version} gives no finite score"))
             good, score = good[finite], score[finite]
@@ -103,11 +106,9 @@ class BatchScorer:
         n_rows = len(good)
         keys = {name: _to_arrow(good[name]) for name in self.contract.keys}
         texts = [pc.cast(array, pa.string()) for array in keys.values()]
-        is_class = not is_regressor(self.model)
         columns: dict[str, Any] = {
             **keys,
-            "score": pa.array(score),
-            "prediction": pa.array((score >= self.threshold).astype("int8") if is_class else score),
+            **{name: _to_arrow(values) for name, values in self.task.to_columns(score).items()},
             "prediction_id": pc.binary_join_element_wise(f"{self.name}/{self.version}", *texts, "/"),
             "model_name": _constant(pa.scalar(self.name), n_rows),
             "model_version": pa.repeat(pa.scalar(self.version, pa.int64()), n_rows),
@@ -122,8 +123,9 @@ class BatchScorer:
         return pa.table(columns)
 
 
-def _to_arrow(values: pd.Series[Any]) -> pa.Array:
-    array = pa.array(values)
+def _to_arrow(values: pd.Series[Any] | npt.NDArray[Any]) -> pa.Array:
+    is_text = isinstance(values, np.ndarray) and values.dtype == object  # a class; of no rows Arrow would not know
+    array = pa.array(values, pa.string() if is_text else None)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 

@@ -19,11 +19,15 @@ import pandas as pd
 from mlops_lib import __version__, data, quality, registry, tracking
 from mlops_lib.errors import MlopsError, NotFoundError
 from mlops_lib.project import Project, load_project
+from mlops_lib.registry import Release
 from mlops_lib.report import Report, Row
-from mlops_lib.task import binary
+from mlops_lib.task import Task
 from mlops_lib.tracking import store
 
+# How far the leading metric may fall behind what was measured before registration: by so much of one from 0 to 1 for
+# classes, by this share of the error for numbers.
 MAX_QUALITY_LOSS = 0.03
+MAX_ERROR_GROWTH = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class PeriodSeen:
         Inputs against the model's training data; predictions against the labels that have come.
     drift_table, quality_table : DataFrame
         The figures behind the reports, by column and by model version.
+    task : Task
+        That of the model.
     """
 
     period: str
@@ -44,6 +50,7 @@ class PeriodSeen:
     quality: Report
     drift_table: pd.DataFrame
     quality_table: pd.DataFrame
+    task: Task
 
     @property
     def passed(self) -> bool:
@@ -72,23 +79,19 @@ def monitor_period(
     release = registry.load_model(project, stage or project.production)
     arrivals = data.read_table(project.path("arrivals", period), required=project.features)
     profile = quality.Profile.from_dict(release.files.profile)
-    limits = {"roc_auc": _limit(project, release.version)}
+    limits = find_limits(project, release)
     live, table = Report(f"Live quality of {period}", (_no_labels(period),)), pd.DataFrame()
     try:
         scored = project.predictions_path(period, release.version)
-        predictions = data.read_table(scored, required=[*project.keys, "score"])
-        known = [project.labelled_at] if as_of is not None else []
-        labels = data.read_table(project.path("labels", period), required=[*project.keys, project.target, *known])
+        predictions = data.read_table(scored, required=[*project.keys, *release.task.columns()])
+        labels = data.read_labels(project, period, as_of=as_of)
     except NotFoundError:
         pass  # nothing scored or nothing labelled yet: the row above says so
     else:
-        if as_of is not None:
-            times = pd.to_datetime(labels[project.labelled_at], utc=True)  # without a zone they count as UTC
-            labels = labels[times <= pd.to_datetime(as_of, utc=True)]
-        table = live_quality(project, predictions, labels)
-        live = quality.check_live_quality(table, limits=limits)
+        table = live_quality(project, predictions, labels, task=release.task)
+        live = quality.check_live_quality(table, limits=limits) if limits else _without_limits(release)
     drift = quality.compute_drift(profile, arrivals)
-    return PeriodSeen(period, release.version, quality.check_drift(drift), live, drift, table)
+    return PeriodSeen(period, release.version, quality.check_drift(drift), live, drift, table, release.task)
 
 
 def log_period(seen: PeriodSeen) -> None:
@@ -97,16 +100,29 @@ def log_period(seen: PeriodSeen) -> None:
         mlflow.log_text(report.to_json(), f"{name}.json")
         mlflow.log_text(f'<meta charset="utf-8">{report._repr_html_()}', f"{name}.html")
     for version, row in seen.quality_table.iterrows():
-        metrics = {f"live_{name}": float(row[name]) for name in binary().metrics if pd.notna(row[name])}
+        metrics = {f"live_{name}": float(row[name]) for name in seen.task.metrics if pd.notna(row[name])}
         tracking.log_metrics(metrics if version == seen.version else {})
 
 
 def live_quality(
-    project: Project, predictions: pd.DataFrame, labels: pd.DataFrame, *, by: str = "model_version"
+    project: Project, predictions: pd.DataFrame, labels: pd.DataFrame, *, task: Task, by: str = "model_version"
 ) -> pd.DataFrame:
-    """Join late labels to predictions on the project's keys and compute every metric, by version or another column."""
-    labels = labels[[*project.keys, project.target]]
-    return quality.compute_live_quality(predictions, labels, key=list(project.keys), target=project.target, by=by)
+    """Join late labels to predictions on the project's keys and compute every metric, by version or another column.
+
+    Parameters
+    ----------
+    task : Task
+        That of the model which predicted, with its classes.
+    """
+    return quality.compute_live_quality(
+        predictions,
+        labels,
+        key=list(project.keys),
+        target=project.target,
+        task=task,
+        by=by,
+        metrics=project.metrics,
+    )
 
 
 def examine(file: Path | None = None) -> Report:
@@ -161,10 +177,23 @@ def examine(file: Path | None = None) -> Report:
     return Report("Health", tuple(rows), facts)
 
 
-def _limit(project: Project, version: int) -> quality.Limit:
-    """Return the lowest ROC AUC that is no surprise: what was measured before registration, less a margin."""
-    expected = registry.get_version(project, version).metrics.get("val_roc_auc")
-    return quality.Limit(low=round(expected - MAX_QUALITY_LOSS, 4) if expected else 0.5)
+def find_limits(project: Project, release: Release) -> dict[str, quality.Limit]:
+    """Return the limit of the leading metric: what was measured before registration, less a margin.
+
+    Without such a measurement it is what chance reaches, and of numbers there is none.
+    """
+    task, (name, *_) = release.task, release.task.metrics
+    expected = registry.get_version(project, release.version).metrics.get(f"val_{name}")
+    if task.is_classifier:
+        chance = 0.5 if task.kind == "binary" else 1 / len(task.classes)
+        return {name: quality.Limit(low=chance if expected is None else expected - MAX_QUALITY_LOSS)}
+    return {} if expected is None else {name: quality.Limit(high=expected * (1 + MAX_ERROR_GROWTH))}
+
+
+def _without_limits(release: Release) -> Report:
+    (name, *_) = release.task.metrics
+    reason = f"version {release.version} was registered without val_{name}: nothing says what to expect of it"
+    return Report("Live quality", (Row(name, None, f"near val_{name}", "not_applicable", reason),))
 
 
 def _no_labels(period: str) -> Row:

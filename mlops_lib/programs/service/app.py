@@ -169,16 +169,14 @@ def create_app(release: Release, follower: Follower | None = None) -> FastAPI:
 
 
 def predict(release: Release, rows: pd.DataFrame, scorer: exact.Scorer | None = None) -> list[Any]:
-    """Return what MLflow's own server would: probabilities per class, or the prediction of a model without them.
+    """Return what MLflow's own server would: the probabilities of every class, or the predicted numbers.
 
     Parameters
     ----------
     scorer : Scorer, optional
         Answers instead of the pipeline, with the same bits, where the rows are few enough.
     """
-    model = scorer or release.model
-    method = model.predict_proba if hasattr(model, "predict_proba") else model.predict
-    values = np.asarray(method(rows[release.features]), dtype=np.float64)
+    values = release.task.predict_all(scorer or release.model, rows[release.features])
     if not np.isfinite(values).all():
         raise ValueError("the model returned a value that is not finite")
     return list(values.tolist())

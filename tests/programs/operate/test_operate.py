@@ -140,7 +140,7 @@ def test_live_quality_may_be_cut_by_another_column(in_prod: Project) -> None:
     score(in_prod, "p2")
     predictions = data.read_table(in_prod.predictions_path("p2", 1)).assign(half=lambda t: np.arange(len(t)) % 2)
     labels = data.read_table(in_prod.path("labels", "p2"))
-    table = operate.live_quality(in_prod, predictions, labels, by="half")
+    table = operate.live_quality(in_prod, predictions, labels, task=in_prod.task, by="half")
     assert table.index.tolist() == [0, 1]
 
 
