@@ -63,8 +63,9 @@ class Project:
         Stages that a version enters only with a second person's approval.
     task : Task
         ``binary(positive=…, threshold=…)``, ``multiclass()`` or ``regression()`` of :mod:`mlops_lib.task`.
-    metrics : tuple of quality.Metric
-        Of the project's own, which gates and monitoring may then name.
+    metrics : tuple of str or quality.Metric
+        What comparison and monitoring measure besides the task's own: functions of ``sklearn.metrics`` by name, and the
+        project's, which gates may then name.
     ingest : callable, optional
         Writes every period's tables; returns the periods written. What ``mlops ingest`` calls.
     trusted_types : tuple of str

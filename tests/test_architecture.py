@@ -165,6 +165,12 @@ def test_every_wing_of_the_table_exists() -> None:
     assert {wing_of(name) for name, _ in read_files()} == set(RANKS)
 
 
+def test_only_the_task_chooses_between_probabilities_and_predictions() -> None:
+    """An engine is told which of the two it stands in for; the text of an error shows one to people."""
+    asking = [name for name, source in read_files() if "predict_proba" in source and not name.startswith("engines.")]
+    assert asking == ["errors", "task"]
+
+
 def test_no_files_import_each_other_in_a_circle() -> None:
     assert not find_circle(dict(read_files()))
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 from conftest import close_databases, copy_store
+from fastapi.testclient import TestClient
 from sklearn import datasets
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -40,7 +42,7 @@ from mlops_lib.gates import (
     OneRowLatency,
     Threshold,
 )
-from mlops_lib.programs import batch, operate
+from mlops_lib.programs import batch, operate, service
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
 from mlops_lib.report import Row
@@ -181,7 +183,7 @@ def project_in(folder: Path, case: Case) -> Project:
         ),
         slices=("site",),
         task=case.task,
-        metrics=(case.own_metric,),
+        metrics=(case.own_metric, case.sklearn_metric[0]),
         tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
         actor="ada",
     )
@@ -257,7 +259,8 @@ def test_a_project_goes_all_the_way_round(project: Project, case: Case, monkeypa
 
     seen = operate.monitor_period(project, "p3")
     assert seen.passed, seen.quality
-    assert set(release.task.metrics) | {case.own_metric.name} <= set(seen.quality_table.columns)
+    measured = [*release.task.metrics, case.own_metric.name, case.sklearn_metric[0]]
+    assert set(measured) <= set(seen.quality_table.columns)
     with tracking.start_run(project):
         operate.log_period(seen)
     labels = data.read_table(project.path("labels", "p3"))
@@ -268,7 +271,7 @@ def test_a_project_goes_all_the_way_round(project: Project, case: Case, monkeypa
     ]
 
     compared = gates.compare_versions(project, 1, 3, periods=["p2"]).tables["metrics"].set_index("metric")
-    assert list(compared.index) == [*case.task.metrics, case.own_metric.name]
+    assert list(compared.index) == measured
     monkeypatch.setattr("mlops_lib.cli.commands._project", lambda _: project)
     shown = CliRunner().invoke(cli.main, ["show", "prod"]).output
     assert str(release.task) in shown
@@ -276,12 +279,21 @@ def test_a_project_goes_all_the_way_round(project: Project, case: Case, monkeypa
     assert standing(project)["prod"] == 1
 
 
-# --- each gate, passing and failing ------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def releases(made: Project) -> list[Release]:
     return [registry.load_model(made, version) for version in (1, 2, 3)]
+
+
+def test_the_service_answers_as_stock_mlflow_does(made: Project, releases: list[Release]) -> None:
+    release = releases[0]
+    rows = data.read_table(made.path("arrivals", "p3")).head(5)[release.features]
+    with TestClient(service.create_app(release)) as client:
+        answer = client.post("/invocations", json={"dataframe_records": rows.to_dict("records")})
+    stock = mlflow.pyfunc.load_model(f"models:/{release.model_id}")
+    assert answer.json()["predictions"] == stock.predict(rows).tolist()
+
+
+# --- each gate, passing and failing ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

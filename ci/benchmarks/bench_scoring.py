@@ -36,7 +36,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
-from mlops_lib import contracts, data, models, registry, tracking
+from mlops_lib import contracts, data, registry, tracking
 from mlops_lib.project import Project, load_project
 
 MLOPS = Path(sys.executable).with_name("mlops")
@@ -231,7 +231,7 @@ def measure_one_row(bench: Bench) -> dict[str, float]:
     release = registry.load_model(bench.project, 1)
     contract = contracts.Contract.from_dict(release.files.contract)
     row = data.read_table(bench.project.path("arrivals", bench.project.periods()[0])).head(1)
-    X, scorer = row[release.features], models.scorer(release.model)
+    X, scorer = row[release.features], partial(release.task.predict, release.model)
     pyfunc = mlflow.pyfunc.load_model(bench.uri)
     calls: dict[str, Callable[[], object]] = {
         "pipeline": lambda: scorer(X),

@@ -108,8 +108,8 @@ def compare_versions(
     """
     versions = registry.get_version(project, first), registry.get_version(project, second)
     if versions[0].version == versions[1].version:
-        names = {"first": str(first), "second": str(second)}
-        raise GateError("same_version", name=project.name, version=versions[0].version, **names)
+        version = versions[0].version
+        raise GateError("same_version", name=project.name, version=version, first=str(first), second=str(second))
     releases = [registry.load_model(project, version.version) for version in versions]
     lineages = [registry.read_lineage(project, version) for version in versions]
     chosen = tuple(periods) if periods is not None else _judged_periods(project, (versions[1], versions[0]))
@@ -150,7 +150,7 @@ def _compare_metrics(project: Project, releases: Sequence[Release], periods: Seq
     named = [gate.clusters for gate in project.gates if getattr(gate, "clusters", None)]
     clusters = evidence.clusters(named[0] if named else None)  # rows that belong together for the gates do so here
     rows = []
-    for metric in map(evidence.metric, (*task.metrics, *(own.name for own in project.metrics))):
+    for metric in map(evidence.metric, (*task.metrics, *project.metrics)):
         options: dict[str, Any] = {"metric": metric, "task": task, "clusters": clusters}
         alone = [quality.compute_interval(y_true, score, **options) for score in (others, scores)]
         paired = quality.compute_paired_interval(y_true, scores, others, **options)

@@ -53,7 +53,7 @@ class Evidence:
     task: Task = field(default_factory=binary)
     metrics: tuple[quality.Metric, ...] = ()
 
-    def metric(self, name: str) -> quality.Metric:
+    def metric(self, name: str | quality.Metric) -> quality.Metric:
         """Return a metric by the name that a gate has: the task's, the project's own, or one of scikit-learn's."""
         return quality.find_metric(self.task, name, self.metrics)
 
@@ -115,7 +115,7 @@ def collect_evidence(project: Project, candidate: Release, champion: Release | N
         release=candidate,
         keys=project.keys,
         task=task,
-        metrics=project.metrics,
+        metrics=tuple(each for each in project.metrics if isinstance(each, quality.Metric)),
     )
 
 

@@ -92,8 +92,7 @@ def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, ex
     """
     raise_for_versions()
     raise_for_files(folder, manifest, model=name)
-    metadata = _read_mlmodel(folder, name)
-    task = _read_task(metadata, name)
+    metadata, task = _read_mlmodel(folder, name)
     contract, profile, warmup = (_read_json(folder, file, name) for file in (CONTRACT_FILE, PROFILE_FILE, WARMUP_FILE))
     if not warmup.get("rows"):
         raise ModelFileError(
@@ -148,7 +147,7 @@ class _DataLoader(yaml.SafeLoader):  # type: ignore[misc] # yaml ships no types
         return super().compose_node(parent, index)
 
 
-def _read_mlmodel(folder: Path, name: str) -> dict[str, Any]:
+def _read_mlmodel(folder: Path, name: str) -> tuple[dict[str, Any], Task]:
     """Read MLmodel as data; refuse whatever would make a loader, ours or MLflow's, import or run something."""
     path = folder / MLMODEL_FILE
     if path.is_file():
@@ -166,8 +165,9 @@ def _read_mlmodel(folder: Path, name: str) -> dict[str, Any]:
         raise ModelFileError("unread", model=name, file=MLMODEL_FILE, reason="names another format than skops")
     if sklearn.get("code") or pyfunc.get("code") or pyfunc.get("loader_module", "mlflow.sklearn") != "mlflow.sklearn":
         raise ModelFileError("unread", model=name, file=MLMODEL_FILE, reason="asks for code of its own to be run")
-    asked = (pyfunc.get("predict_fn", "predict"), pyfunc.get("model_path", MODEL_FILE))
-    if asked not in [(function, MODEL_FILE) for function in ("predict", "predict_proba")]:
+    task = _read_task(metadata, name)
+    asked = (pyfunc.get("predict_fn", task.predict_method), pyfunc.get("model_path", MODEL_FILE))
+    if asked != (task.predict_method, MODEL_FILE):
         raise ModelFileError(
             "unread", model=name, file=MLMODEL_FILE, reason="asks for another file or function than the model's"
         )
@@ -183,7 +183,7 @@ def _read_mlmodel(folder: Path, name: str) -> dict[str, Any]:
                 file=MLMODEL_FILE,
                 reason=f"has '{flavor}.{unknown[0][:40]}', which MLflow does not write",
             )
-    return metadata
+    return metadata, task
 
 
 def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:

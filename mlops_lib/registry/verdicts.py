@@ -97,7 +97,10 @@ def why_not(  # noqa: PLR0911 - one return per reason reads better than a chain
 
 def gates_digest(project: Project) -> str:
     """Return the SHA-256 of the definitions of the project's gates, and of its own metrics, which they may name."""
-    own = [(each.name, each.greater_is_better, data.fingerprint_function(each.compute)) for each in project.metrics]
+    own = [
+        each if isinstance(each, str) else (each.name, each.greater_is_better, data.fingerprint_function(each.compute))
+        for each in project.metrics
+    ]
     return hashlib.sha256(repr((project.gates, own)).encode()).hexdigest()
 
 
