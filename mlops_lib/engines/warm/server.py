@@ -53,10 +53,9 @@ PRELOAD = """
     numpy pandas pandas.io.formats.html pyarrow.parquet pyarrow.dataset pydantic.dataclasses scipy.stats skops.io
     matplotlib.pyplot matplotlib.backends.backend_agg sklearn.ensemble sklearn.linear_model sklearn.pipeline
     sklearn.compose sklearn.preprocessing sklearn.impute sklearn.model_selection sklearn.metrics sklearn.inspection
-    sklearn.calibration sklearn.datasets
-    mlflow mlflow.sklearn mlflow.pyfunc.model mlflow.pyfunc.scoring_server mlflow.types.responses mlflow.transformers
-    mlflow.tracing.processor.otel mlflow.store.tracking.sqlalchemy_workspace_store
-    mlflow.store.model_registry.sqlalchemy_store sqlalchemy.dialects.sqlite alembic.command git
+    sklearn.calibration sklearn.datasets mlflow mlflow.sklearn mlflow.pyfunc.model mlflow.pyfunc.scoring_server
+    mlflow.types.responses mlflow.transformers mlflow.tracing.processor.otel sqlalchemy.dialects.sqlite alembic.command
+    mlflow.store.tracking.sqlalchemy_workspace_store mlflow.store.model_registry.sqlalchemy_store git
 """.split()  # noqa: SIM905 - as a list it would be forty lines
 # What commands import beside that. A kernel forgets it, since it was imported ``without_grammar``.
 COMMAND_PRELOAD = ("nbformat", "nbclient", "nbconvert.exporters.html")
