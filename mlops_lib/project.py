@@ -131,12 +131,23 @@ class Project:
         if stage not in self.stages:
             raise NotFoundError("stage", stage=stage, stages=self.stages)
 
-    def periods(self, table: str = "arrivals") -> tuple[str, ...]:
-        """Return the periods that ``arrivals`` or ``labels`` exist for, in order."""
+    def periods(self, table: str = "arrivals", first: str | None = None, last: str | None = None) -> tuple[str, ...]:
+        """Return the periods that ``arrivals`` or ``labels`` exist for, in order; from ``first`` to ``last`` if named.
+
+        Raises
+        ------
+        NotFoundError, ProjectError
+            For a named period that was not ingested, and where ``first`` is the later one.
+        """
         head, _, tail = self._template(table).partition("{period}")
         paths = sorted(self.root.glob(f"{head}*{tail}"))
         names = (str(path.relative_to(self.root))[len(head) : -len(tail) or None] for path in paths)
-        return tuple(name for name in names if name and not name.startswith("."))
+        known = tuple(name for name in names if name and not name.startswith("."))
+        for period in filter(None, (first, last)):
+            self.path(table, period)
+        if first and last and first > last:
+            raise ProjectError("periods", first=first, last=last)
+        return tuple(name for name in known if (first or name) <= name <= (last or name))
 
     def path(self, table: str, period: str) -> Path:
         """Return the existing file of one period of ``arrivals`` or ``labels``.
@@ -159,10 +170,7 @@ class Project:
         ------
         NotFoundError, ProjectError
         """
-        self.path(table, first), self.path(table, last)
-        if first > last:
-            raise ProjectError("periods", first=first, last=last)
-        return [self.path(table, period) for period in self.periods(table) if first <= period <= last]
+        return [self.path(table, period) for period in self.periods(table, first, last)]
 
     def predictions_path(self, period: str, version: int) -> Path:
         """Return where a version's predictions for a period go, whether or not they are there."""

@@ -73,7 +73,7 @@ def ingest() -> tuple[str, ...]:
     if not all(path.exists() for path in paths):
         flights = _read_flights()
         for month, table in flights.groupby(
-            flights["scheduled_departure_local"].dt.strftime("%Y-%m"), sort=True
+            flights["scheduled_departure"].dt.strftime("%Y-%m"), sort=True
         ):
             arrivals = table[["flight_id", "scheduled_departure", *CATEGORICAL, *NUMERIC]]
             data.write_table(arrivals, ROOT / ARRIVALS.format(period=month))
@@ -109,11 +109,12 @@ def _read_flights() -> pd.DataFrame:
     flights["scheduled_departure"] = flights["time_hour"] + pd.to_timedelta(
         flights["minute"], unit="min"
     )
-    flights["scheduled_departure_local"] = flights["scheduled_departure"].dt.tz_convert(
+    # In local time: a day, for whoever flies or counts days, begins at midnight in New York.
+    flights["scheduled_departure"] = flights["scheduled_departure"].dt.tz_convert(
         "America/New_York"
     )
     flights["scheduled_departure_minute"] = 60 * flights["hour"] + flights["minute"]
-    flights["day_of_week"] = flights["scheduled_departure_local"].dt.day_of_week
+    flights["day_of_week"] = flights["scheduled_departure"].dt.day_of_week
     zones = flights["dest"].map(airports["tzone"]).fillna(flights["dest"].map(ZONES))
     flights["scheduled_arrival"] = _scheduled_arrival(flights, zones)
     gate_to_gate = flights["scheduled_arrival"] - flights["scheduled_departure"]
@@ -186,9 +187,10 @@ project = Project(
     labels=LABELS,
     gates=(
         NoLeakage(),
-        Threshold("roc_auc", 0.55, clusters=DAY),
-        # Seasons differ more than models do: this stops scores that mean nothing in any season.
-        Calibrated(max_error=0.25, clusters=DAY),
+        # A month is thirty days that differ: of a good model too, the interval is ± 0.06.
+        Threshold("roc_auc", 0.56, clusters=DAY),
+        # Seasons differ more than models do, and thirty days leave ± 0.07 in each group.
+        Calibrated(max_error=0.20, clusters=DAY),
         NoWorse("roc_auc", margin=0.02, clusters=DAY),
         NoSliceWorse(
             ("origin", "carrier"), "roc_auc", margin=0.02, required=AIRPORTS, clusters=DAY

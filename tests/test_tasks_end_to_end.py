@@ -360,12 +360,13 @@ def test_gates_on_the_model_itself_pass_and_fail(case: Case, evidence: dict[str,
 def test_slices_are_measured_with_and_without_a_gate_for_them(
     made: Project, case: Case, evidence: dict[str, Evidence]
 ) -> None:
-    judged = gates.measure_slices(made, evidence["worse"])
-    plain = gates.measure_slices(replace(made, gates=()), evidence["worse"])
-    alone = gates.measure_slices(made, replace(evidence["worse"], champion=None))
+    judged, margin = gates.measure_slices(made, evidence["worse"])
+    plain, nothing = gates.measure_slices(replace(made, gates=()), evidence["worse"])
+    alone, _ = gates.measure_slices(made, replace(evidence["worse"], champion=None))
     assert set(judged["slice"]) == set(plain["slice"]) == set(alone["slice"]) == {"north", "south"}
     assert judged["difference"].tolist() == plain["difference"].tolist()
     assert "difference" not in alone
+    assert (margin, nothing) == (case.slice_margin, 0.0)
 
 
 def only(gate: Any, evidence: Evidence) -> Row:

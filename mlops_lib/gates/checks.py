@@ -92,12 +92,14 @@ def bind(project: Project, candidate: Release, champion: Release | None, inputs:
     }
 
 
-def measure_slices(project: Project, evidence: Evidence) -> pd.DataFrame:
-    """Return the table of slices that the project's gate judges; without one, that of its ``slices``."""
-    for gate in project.gates:
-        if isinstance(gate, NoSliceWorse):
-            return gate.measure(evidence)
-    return NoSliceWorse(project.slices, evidence.task.metrics[0], margin=0.0, min_rows=200).measure(evidence)
+def measure_slices(project: Project, evidence: Evidence) -> tuple[pd.DataFrame, float]:
+    """Return the table of slices that the project's gate judges, and the loss that it accepts.
+
+    Without a ``NoSliceWorse`` among the gates it is that of the project's ``slices``, and nothing is accepted.
+    """
+    default = NoSliceWorse(project.slices, evidence.task.metrics[0], margin=0.0, min_rows=200)
+    gate = next((gate for gate in project.gates if isinstance(gate, NoSliceWorse)), default)
+    return gate.measure(evidence), gate.margin
 
 
 def _data_rows(project: Project, candidate: Release, frame: pd.DataFrame) -> Iterator[Row]:

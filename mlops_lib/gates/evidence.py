@@ -58,11 +58,11 @@ class Evidence:
         return quality.find_metric(self.task, name, self.metrics)
 
     def clusters(self, name: str | None) -> pd.Series[Any] | None:
-        """Return the column that says which rows belong together, times by their day (UTC); None for None."""
+        """Return the column that says which rows belong together, times by their day, in their own time zone."""
         if name is None:
             return None
         column = self.columns([name])[name]
-        return column.dt.floor("D") if pd.api.types.is_datetime64_any_dtype(column.dtype) else column
+        return column.dt.normalize() if pd.api.types.is_datetime64_any_dtype(column.dtype) else column
 
     def columns(self, names: Sequence[str]) -> pd.DataFrame:
         """Return some columns of the evaluation rows, or raise ``QualityError`` naming those that are missing."""
