@@ -139,7 +139,7 @@ class Project:
         NotFoundError, ProjectError
             For a named period that was not ingested, and where ``first`` is the later one.
         """
-        head, _, tail = self._template(table).partition("{period}")
+        head, _, tail = getattr(self, table).partition("{period}")
         paths = sorted(self.root.glob(f"{head}*{tail}"))
         names = (str(path.relative_to(self.root))[len(head) : -len(tail) or None] for path in paths)
         known = tuple(name for name in names if name and not name.startswith("."))
@@ -157,7 +157,7 @@ class Project:
         NotFoundError
             If there is no such file.
         """
-        path = self.root / self._template(table).format(period=period)
+        path: Path = self.root / getattr(self, table).format(period=period)
         periods = self.periods(table)
         if period not in periods or not path.is_file():  # a name such as '../x' is no period, though it may be a file
             raise NotFoundError("period", period=period, table=table, periods=periods, path=path)
@@ -181,9 +181,6 @@ class Project:
         """Folder of executed notebooks."""
         return (self.outputs or self.root) / "runs"
 
-    def _template(self, table: str) -> str:
-        return {"arrivals": self.arrivals, "labels": self.labels}[table]
-
 
 def find_project_file(file: str | Path | None = None) -> Path:
     """Find the project file: ``file``, ``MLOPS_PROJECT``, or ``notebooks/project.py`` here or in a parent folder.
@@ -193,12 +190,8 @@ def find_project_file(file: str | Path | None = None) -> Path:
     ProjectError
         With every place that was looked at.
     """
-    named = file or os.environ.get("MLOPS_PROJECT")
-    if named:
-        candidates = [Path(named).resolve()]
-    else:
-        here = Path.cwd()
-        candidates = [folder / PROJECT_FILE for folder in (here, *here.parents)]
+    named, here = file or os.environ.get("MLOPS_PROJECT"), Path.cwd()
+    candidates = [Path(named).resolve()] if named else [folder / PROJECT_FILE for folder in (here, *here.parents)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -232,21 +225,21 @@ def load_project(file: str | Path | None = None) -> Project:
         raise ProjectError("file", file=path, reason=f"{type(error).__name__}: {error}") from error
     project = getattr(module, "project", None)
     if not isinstance(project, Project):
-        raise ProjectError(
-            "file", file=path, reason="it defines no `project`" if project is None else "`project` is not a Project"
-        )
-    uri = _tracking_uri(project.root)
+        reason = "it defines no `project`" if project is None else "`project` is not a Project"
+        raise ProjectError("file", file=path, reason=reason)
+    uri, environ = _tracking_uri(project.root), dict(os.environ)
+    signing_key, outputs = environ.get("MLOPS_SIGNING_KEY"), environ.get("MLOPS_OUTPUTS")
     return replace(
         project,
         file=path,
         tracking_uri=uri,
-        actor=_account_name(uri) or os.environ.get("MLOPS_ACTOR") or _login_name(),
-        signing_key=Path(os.environ["MLOPS_SIGNING_KEY"]).resolve() if os.environ.get("MLOPS_SIGNING_KEY") else None,
+        actor=_account_name(uri) or environ.get("MLOPS_ACTOR") or _login_name(),
+        signing_key=Path(signing_key).resolve() if signing_key else None,
         trusted_keys=(*project.trusted_keys, *_read_trusted_keys()),
-        run_id=os.environ.get("MLFLOW_RUN_ID") or None,
-        notebook=os.environ.get("MLOPS_NOTEBOOK") or os.environ.get("JPY_SESSION_NAME") or None,
-        outputs=Path(os.environ["MLOPS_OUTPUTS"]).resolve() if os.environ.get("MLOPS_OUTPUTS") else None,
-        environ=dict(os.environ),
+        run_id=environ.get("MLFLOW_RUN_ID") or None,
+        notebook=environ.get("MLOPS_NOTEBOOK") or environ.get("JPY_SESSION_NAME") or None,
+        outputs=Path(outputs).resolve() if outputs else None,
+        environ=environ,
     )
 
 
@@ -267,10 +260,11 @@ def _read_trusted_keys() -> tuple[str, ...]:
     named = os.environ.get("MLOPS_TRUSTED_KEYS")
     if not named:
         return ()
-    keys = tuple(path.read_text(encoding="utf-8").strip() for path in sorted(Path(named).glob("*.pub")))
-    if not any(keys):
+    texts = (path.read_text(encoding="utf-8").strip() for path in sorted(Path(named).glob("*.pub")))
+    keys = tuple(text for text in texts if text)
+    if not keys:
         raise SignatureError("key", path=Path(named), reason="holds no public key")
-    return tuple(key for key in keys if key)
+    return keys
 
 
 def _login_name() -> str:

@@ -31,10 +31,8 @@ _COLORS = {"passed": "#1b7837", "failed": "#b2182b", "not_applicable": "#666666"
 
 def format_value(value: object) -> str:
     """Render a value for people: four significant digits for floats, nothing for ``None``."""
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, float):
-        return str(value)
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
     return f"{value:.4g}" if abs(value) < 1000 or not math.isfinite(value) else f"{value:,.0f}"
 
 
@@ -114,12 +112,10 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; NaN and infinities become text, so that any parser reads them."""
-        rows = [
-            _json_value({k: v for k, v in asdict(row).items() if v or k not in ("question", "unit")})
-            for row in self.rows
-        ]
-        values = {"title": self.title, "passed": self.passed, "facts": _json_value(self.facts), "rows": rows}
-        return values | ({"note": self.note} if self.note else {})
+        rows = [{k: v for k, v in asdict(row).items() if v or k not in ("question", "unit")} for row in self.rows]
+        values = {"title": self.title, "passed": self.passed, "facts": self.facts, "rows": rows}
+        note = {"note": self.note} if self.note else {}
+        return {name: _json_value(value) for name, value in {**values, **note}.items()}
 
     def to_json(self) -> str:
         """Return canonical JSON: sorted keys, no NaN."""
@@ -134,13 +130,9 @@ class Report:
     def raise_for_failures(self) -> None:
         """Raise ``ReportFailedError`` naming what failed, if the report did not pass."""
         if not self.passed:
-            reasons = tuple(f"{r.name} is {r.text}, needs {r.limit}" for r in self.failures)
-            raise ReportFailedError(
-                title=self.title,
-                n_failed=len(self.failures),
-                n_rows=len(self.rows),
-                failures=reasons or ("nothing was checked",),
-            )
+            reasons = tuple(f"{r.name} is {r.text}, needs {r.limit}" for r in self.failures) or ("nothing was checked",)
+            n_failed, n_rows = len(self.failures), len(self.rows)
+            raise ReportFailedError(title=self.title, n_failed=n_failed, n_rows=n_rows, failures=reasons)
 
     def __str__(self) -> str:
         """Return a table for a terminal."""
@@ -156,29 +148,22 @@ class Report:
         def cell(tag: str, content: str, style: str = "") -> str:
             return f'<{tag} style="text-align:left;vertical-align:top;padding:4px 10px;{style}">{content}</{tag}>'
 
-        def named(row: Row) -> str:
-            name = html.escape(row.name)
-            return (
-                f'{html.escape(row.question)}<br><small style="color:#666666">{name}</small>' if row.question else name
-            )
-
         head = "".join(cell("th", text) for text in ("", "check", "value", "limit", "reason"))
         body = ""
         for row in self.rows:
             mark = f"{_MARKS[row.status]} {row.status.replace('_', ' ')}"
-            texts = (row.text, row.limit, row.reason)
             status = cell("td", mark, f"font-weight:bold;white-space:nowrap;color:{_COLORS[row.status]}")
-            cells = [cell("td", text) for text in (named(row), *(html.escape(text) for text in texts))]
-            body += f'<tr style="border-top:1px solid #dddddd">{status}{"".join(cells)}</tr>'
+            name, *texts = (html.escape(text) for text in (row.name, row.text, row.limit, row.reason))
+            if row.question:
+                name = f'{html.escape(row.question)}<br><small style="color:#666666">{name}</small>'
+            cells = "".join(cell("td", text) for text in (name, *texts))
+            body += f'<tr style="border-top:1px solid #dddddd">{status}{cells}</tr>'
         counts = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in self.counts.items() if n)
         note = f"<br>{html.escape(self.note)}" if self.note else ""
-        caption = (
-            f'<b>{html.escape(self.title)}: <span style="color:{_COLORS[self.outcome]}">'
-            f"{_OUTCOMES[self.outcome].lower()}</span></b>"
-            f"<br>{counts or 'nothing was checked'}{note}"
-        )
+        outcome = f'<span style="color:{_COLORS[self.outcome]}">{_OUTCOMES[self.outcome].lower()}</span>'
         return (
-            f'<table style="border-collapse:collapse"><caption style="text-align:left;padding:4px 10px">{caption}'
+            '<table style="border-collapse:collapse"><caption style="text-align:left;padding:4px 10px">'
+            f"<b>{html.escape(self.title)}: {outcome}</b><br>{counts or 'nothing was checked'}{note}"
             f"</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
 

@@ -6,15 +6,25 @@ codes among it, is in :mod:`mlops_lib.cli.options`.
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import sys
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from mlops_lib.cli import admin, notebooks, scoring, stages
-from mlops_lib.cli.options import Commands
+from mlops_lib.cli import programs, stages
+from mlops_lib.cli.options import Answer, Commands, command, json_option, load_project, print_answer, table_of
+from mlops_lib.engines import warm
 from mlops_lib.errors import MlopsError
+from mlops_lib.report import table_lines
+
+if TYPE_CHECKING:
+    from mlops_lib.project import Project
 
 HERE = {"lab", "ui", "serve", "kernels", "--help", "-h"}  # words of what no warm server is asked for
 
@@ -35,12 +45,158 @@ def main(ctx: click.Context, file: Path | None, debug: bool) -> None:
     ctx.obj = file
 
 
+# --- the place itself --------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lab(arguments: tuple[str, ...]) -> None:
+    """Open JupyterLab on the notebooks, with the command line's store and warm kernels.
+
+    Example: mlops lab
+    """
+    project = load_project()
+    _exec(project, "jupyter", "lab", str(project.root / project.notebooks), *arguments)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=5000, show_default=True)
+def ui(host: str, port: int) -> None:
+    """Open MLflow's own pages on the store.
+
+    Example: mlops ui
+    """
+    from mlops_lib.tracking import store
+
+    project = load_project()
+    store.connect(project.tracking_uri)
+    if store.sqlite_path(project.tracking_uri) is None:
+        click.echo(f"The store is a server already: {project.tracking_uri}")
+        return
+    root = store.artifact_root(project.tracking_uri) or ""
+    uris = ["--backend-store-uri", project.tracking_uri, "--default-artifact-root", root]
+    click.echo(f"MLflow on http://{host}:{port} (model '{project.name}')", err=True)
+    _exec(project, "mlflow", "server", *uris, "--host", host, "--port", str(port), "--workers", "1")
+
+
+def _exec(project: Project, program: str, *arguments: str) -> None:
+    """Replace this process by a program of the same environment, with the project's store and warm kernels."""
+    bin_folder = str(Path(sys.executable).parent)
+    environment = {
+        **project.environ,
+        **warm.environment(),
+        "MLFLOW_TRACKING_URI": project.tracking_uri,
+        "MLOPS_PROJECT": str(project.file),
+        # Without the job runners a server for one user starts in 4 s with 2 processes instead of 9 s with 15.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PATH": f"{bin_folder}{os.pathsep}{project.environ.get('PATH', '')}",
+    }
+    os.chdir(project.root)
+    os.execve(f"{bin_folder}/{program}", [program, *arguments], environment)
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check environment, project, store and registry; say what to do about each fault. Exit 3 if one was found.
+
+    Example: mlops doctor
+    """
+    from mlops_lib.programs import operate
+
+    report = operate.examine(click.get_current_context().obj)
+    lines = [str(report), "", *table_lines(report.facts.items())]
+    print_answer(Answer(report.to_dict(), lines, report.passed), as_json)
+
+
+@command
+@click.argument("version", required=False)
+@click.option(
+    "--all", "everything", is_flag=True, help="Compare the files of every version, not only of those in stages."
+)
+@click.option("--repair", is_flag=True, help="Set right what can be without loss: aliases, dead runs, PENDING models.")
+def verify(project: Project, version: str | None, everything: bool, repair: bool) -> Answer:
+    """Check database, ledger, aliases, model files and runs: is all as it was written? Exit 3 if something is not.
+
+    Example: mlops verify --all
+    """
+    from mlops_lib import registry
+
+    if version is not None and everything:
+        raise click.UsageError("name a version or --all, not both")
+    repaired = registry.repair_store(project) if repair else ()
+    report = registry.check_store(project, version, everything=everything)
+    lines = [*(f"repaired: {text}" for text in repaired), str(report)]
+    return Answer({**report.to_dict(), "repaired": repaired}, lines, report.passed)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def keys(folder: Path) -> None:
+    """Make a pair of keys that sign models; print the public one, for Project(trusted_keys=...).
+
+    Example: mlops keys ~/.config/mlops
+    """
+    from mlops_lib.models import signing
+
+    private = signing.create_keys(folder)
+    click.echo((folder / signing.PUBLIC_FILE).read_text(encoding="ascii").strip())
+    click.echo(f"Sign with it: export MLOPS_SIGNING_KEY={private}", err=True)
+
+
+@click.group(cls=Commands)
+def kernels() -> None:
+    """Warm kernels: notebooks whose heavy imports are already done.
+
+    Commands are warm too: while the process that forks kernels lives, they run in a fork of it and start at once. With
+    MLOPS_WARM=0 in the environment they run by themselves.
+
+    Example: mlops kernels status
+    """
+
+
+@kernels.command()
+@json_option
+def status(as_json: bool) -> None:
+    """List the processes that fork kernels, and the kernels that live.
+
+    Example: mlops kernels status
+    """
+    servers = warm.status()
+    rows = []
+    for server in servers:
+        started = datetime.fromtimestamp(server["started_at"], UTC).isoformat(timespec="seconds")
+        rows.append([server["key"], server["pid"], started, f"{server['preload_s']:.1f} s", len(server["kernels"])])
+    print_answer(Answer(servers, table_of(["server", "pid", "started", "preload", "kernels"], rows)), as_json)
+
+
+@kernels.command()
+def stop() -> None:
+    """End every warm server, and the kernels and commands that it has forked with it.
+
+    Example: mlops kernels stop
+    """
+    servers = warm.status()
+    n_kernels, n_commands = (sum(len(server[name]) for server in servers) for name in ("kernels", "commands"))
+    click.echo(f"servers stopped: {warm.stop()}, ended with them: {n_kernels} kernels, {n_commands} commands")
+
+
+@kernels.command()
+def install() -> None:
+    """Offer warm kernels by name, 'Python 3 (warm)', to every Jupyter program of this environment.
+
+    Example: mlops kernels install
+    """
+    click.echo(f"kernelspec written: {warm.install()}")
+
+
 for _command in (
-    *(notebooks.ingest, notebooks.run, notebooks.sweep, notebooks.check),
+    *(programs.ingest, programs.run, programs.sweep, programs.check),
     *(stages.models, stages.show, stages.compare, stages.contract),
     *(stages.promote, stages.rollback, stages.approve, stages.freeze, stages.unfreeze, stages.delete, stages.history),
-    *(scoring.score, scoring.serve, scoring.monitor),
-    *(admin.lab, admin.ui, admin.doctor, admin.verify, admin.keys, admin.kernels),
+    *(programs.score, programs.serve, programs.monitor),
+    *(lab, ui, doctor, verify, keys, kernels),
 ):
     main.add_command(_command)
 
@@ -50,11 +206,7 @@ def entry() -> None:
 
     What lives long or handles the server, and everything where the environment says ``MLOPS_WARM=0``, runs here.
     """
-    import gc
-
     if sys.argv[1:] not in ([], ["--version"]) and not HERE & {*sys.argv}:
-        from mlops_lib.engines import warm
-
         try:
             code = warm.entry()
         except MlopsError as error:
@@ -72,10 +224,6 @@ def entry() -> None:
 def _exit_like(code: int) -> NoReturn:
     """End with a command's exit code, or by the signal that has ended it."""
     if code < 0:
-        import os
-        import signal
-        from contextlib import suppress
-
         with suppress(OSError):  # SIGKILL is always as it was
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)

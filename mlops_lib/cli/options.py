@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,27 +27,6 @@ if TYPE_CHECKING:
 NO = 3  # it worked and the answer is no
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-reason_option = click.option("--reason", required=True, help="Why; written in the history.")
-stage_option = click.option("--stage", help="Stage whose version is used; default the last one, prod.")
-
-
-def _read_master(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
-    """Return the master that --on names."""
-    from mlops_lib.programs.batch import cluster
-
-    engine, _equals, master = (text or "").partition("=")
-    if text is not None and engine != "spark":
-        raise click.UsageError(f"--on takes spark or spark=MASTER, not '{text}'")
-    return None if text is None else master or cluster.LOCAL
-
-
-spark_option = click.option(
-    "--on",
-    "master",
-    metavar="spark[=MASTER]",
-    callback=_read_master,
-    help="Run on Spark: local[*], or spark://… or sc://… as MASTER.",
-)
 
 
 class Commands(click.Group):
@@ -94,9 +71,7 @@ def command(function: Callable[..., Any]) -> click.Command:
     def call(as_json: bool, **options: Any) -> None:
         print_answer(function(load_project(), **options), as_json)
 
-    command = click.command(call)
-    command.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."))
-    return command
+    return json_option(click.command(call))
 
 
 def load_project() -> Project:
@@ -124,17 +99,3 @@ def table_of(header: list[str], rows: Iterable[Iterable[object]]) -> list[str]:
     """Return the lines of a table, or of its emptiness."""
     rows = list(rows)
     return table_lines([header, *rows]) if rows else ["none"]
-
-
-@contextmanager
-def progress_bar(unit: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on stderr, silent where that is no terminal; yield what tells it how far things are."""
-    from tqdm import tqdm
-
-    with tqdm(unit=unit, unit_scale=True, disable=None, file=sys.stderr, leave=False) as bar:
-
-        def progress(n_done: int, n_all: int | None, text: str = "") -> None:
-            bar.total, bar.n = n_all, n_done
-            bar.set_description_str(text[:40])
-
-        yield progress

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlops_lib.cli.options import Answer, command, reason_option, table_of
+from mlops_lib.cli.options import Answer, command, table_of
 from mlops_lib.errors import NotFoundError
 from mlops_lib.report import table_lines
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from mlops_lib.gates import Comparison
     from mlops_lib.project import Project
     from mlops_lib.registry import Entry
+
+reason_option = click.option("--reason", required=True, help="Why; written in the history.")
 
 
 @command
@@ -49,13 +52,14 @@ def show(project: Project, version: str) -> Answer:
     shown = registry.get_version(project, version)
     lineage = registry.read_lineage(project, shown)
     verdict = registry.load_verdict(project, shown.version)
-    head: list[list[object]] = [
-        ["version", f"{shown.version} of '{shown.name}', stages: {', '.join(shown.stages) or 'none'}"],
-        ["registered", f"{shown.created_at}  {shown.description}"],
-        ["digest", shown.digest],
-        *([name, value] for name, value in {**shown.metrics, **lineage}.items()),
-    ]
-    lines = [*table_lines(head), "", str(verdict) if verdict else "no verdict on it yet: run 03_validate"]
+    facts = {
+        "version": f"{shown.version} of '{shown.name}', stages: {', '.join(shown.stages) or 'none'}",
+        "registered": f"{shown.created_at}  {shown.description}",
+        "digest": shown.digest,
+        **shown.metrics,
+        **lineage,
+    }
+    lines = [*table_lines(facts.items()), "", str(verdict) if verdict else "no verdict on it yet: run 03_validate"]
     return Answer({**asdict(shown), "lineage": lineage, "verdict": verdict.to_dict() if verdict else None}, lines)
 
 
@@ -100,73 +104,70 @@ def contract(project: Project, version: str, other: str | None) -> Answer:
 # --- moves -------------------------------------------------------------------------------------------------------
 
 
-@command
+def move(function: Callable[[], None]) -> click.Command:
+    """Make a command that calls the registry's function of the same name and prints the entry that was written."""
+
+    @functools.wraps(function)
+    def call(project: Project, **options: Any) -> Any:
+        from mlops_lib import registry
+
+        return getattr(registry, function.__name__)(project, **options)
+
+    return command(call)
+
+
+@move
 @click.argument("version", type=int)
 @click.argument("stage")
 @click.option("--reason", default="", help="Why; written in the history.")
 @click.option("--force", is_flag=True, help="Move although gates failed; takes a reason, stays in the history.")
-def promote(project: Project, version: int, stage: str, **options: Any) -> Entry:
+def promote() -> None:
     """Move a version to the next stage, on the verdict that 03_validate logged for it.
 
     Example: mlops promote 7 staging --reason "best of four on April"
     """
-    from mlops_lib import registry
-
-    return registry.promote(project, version, stage, **options)
 
 
-@command
+@move
 @click.argument("stage")
 @click.option("--to", type=int, help="Version to go back to; default the one before.")
 @reason_option
-def rollback(project: Project, stage: str, **options: Any) -> Entry:
+def rollback() -> None:
     """Move a stage back to a version that it had, verified and loaded first.
 
     Example: mlops rollback prod --reason "complaints from EWR"
     """
-    from mlops_lib import registry
-
-    return registry.rollback(project, stage, **options)
 
 
-@command
+@move
 @click.argument("version", type=int)
 @click.argument("stage")
 @reason_option
-def approve(project: Project, version: int, stage: str, reason: str) -> Entry:
+def approve() -> None:
     """Agree, as a second person, that a version is promoted to a stage that needs one.
 
     Example: mlops approve 7 prod --reason "read the report of April"
     """
-    from mlops_lib import registry
-
-    return registry.approve(project, version, stage, reason=reason)
 
 
-@command
+@move
 @click.argument("stage")
 @reason_option
-def freeze(project: Project, stage: str, reason: str) -> Entry:
+def freeze() -> None:
     """Keep a stage as it is: no promotion, no force, no rollback until it is unfrozen.
 
     Example: mlops freeze prod --reason "holiday traffic"
     """
-    from mlops_lib import registry
-
-    return registry.freeze(project, stage, reason=reason)
 
 
-@command
+@move
 @click.argument("stage")
 @reason_option
-def unfreeze(project: Project, stage: str, reason: str) -> Entry:
+def unfreeze() -> None:
     """Let a frozen stage move again.
 
     Example: mlops unfreeze prod --reason "holidays are over"
     """
-    from mlops_lib import registry
-
-    return registry.unfreeze(project, stage, reason=reason)
 
 
 @command
@@ -203,35 +204,37 @@ def history(project: Project, stage: str | None, at: datetime | None) -> Answer:
     """
     from mlops_lib import registry
 
-    if at is not None:
-        return _describe_standing(project, stage, at)
-    entries = registry.history(project, stage)
-    header = ["#", "when", "who", "move", "stage", "version", "from", "evidence", "why"]
-    rows = [
-        [e.number, e.at[:19], e.actor, e.action, e.stage, e.version or None, e.from_version, e.verdict[:12], e.reason]
-        for e in entries
-    ]
-    return Answer([asdict(entry) for entry in entries], _redden(table_of(header, rows), entries))
-
-
-def _describe_standing(project: Project, stage: str | None, at: datetime) -> Answer:
-    """Tell what one stage, or each, had at a time."""
-    from mlops_lib import registry
-
-    if stage is not None:
-        project.raise_for_stage(stage)
-    standing = {name: entry for name, entry in registry.as_of(project, at).items() if stage in (None, name)}
-    header = ["stage", "version", "since", "who", "move", "why"]
-    rows: list[list[object]] = [
-        [name, e.version, e.at[:19], e.actor, e.action, e.reason] if e else [name, "", "", "", "", "empty"]
-        for name, e in standing.items()
-    ]
-    stages = {name: asdict(entry) if entry else None for name, entry in standing.items()}
-    lines = _redden(table_of(header, rows), standing.values())
-    return Answer({"at": at.isoformat(), "stages": stages}, lines)
-
-
-def _redden(lines: list[str], entries: Iterable[Entry | None]) -> list[str]:
-    """Return the lines of a table, those of forced moves in red; the first line is the header."""
-    is_forced = [False, *(entry is not None and entry.action == "force" for entry in entries)]
-    return [click.style(line, fg="red") if red else line for line, red in zip(lines, is_forced, strict=False)]
+    if at is None:
+        entries = registry.history(project, stage)
+        header = ["#", "when", "who", "move", "stage", "version", "from", "evidence", "why"]
+        rows: list[list[object]] = [
+            [
+                e.number,
+                e.at[:19],
+                e.actor,
+                e.action,
+                e.stage,
+                e.version or "",
+                e.from_version,
+                e.verdict[:12],
+                e.reason,
+            ]
+            for e in entries
+        ]
+        forced = [entry.action == "force" for entry in entries]
+        value: Any = [asdict(entry) for entry in entries]
+    else:
+        if stage is not None:
+            project.raise_for_stage(stage)
+        standing = {name: entry for name, entry in registry.as_of(project, at).items() if stage in (None, name)}
+        header = ["stage", "version", "since", "who", "move", "why"]
+        rows = [
+            [name, e.version, e.at[:19], e.actor, e.action, e.reason] if e else [name, "", "", "", "", "empty"]
+            for name, e in standing.items()
+        ]
+        forced = [entry is not None and entry.action == "force" for entry in standing.values()]
+        stages = {name: asdict(entry) if entry else None for name, entry in standing.items()}
+        value = {"at": at.isoformat(), "stages": stages}
+    head, *lines = table_of(header, rows)
+    reddened = [click.style(line, fg="red") if red else line for line, red in zip(lines, forced, strict=True)]
+    return Answer(value, [head, *reddened])

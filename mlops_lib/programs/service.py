@@ -78,7 +78,7 @@ class Follower:
 
         A version that was refused is loaded again at the next look, and then ever less often: its files may be mended.
         """
-        said, version = self.waiting, None
+        waiting, version = self.waiting, None
         try:
             version = registry.current(self.project, self.stage)
             if version == self._refused is not None and time.monotonic() < self._again_at:
@@ -91,16 +91,16 @@ class Follower:
             self.waiting = str(error) or type(error).__name__
             self._again_at = time.monotonic() + self._pause_s
             self._refused, self._pause_s = version, min(2 * self._pause_s + LOOK_S, MAX_PAUSE_S)
-        if self.waiting not in ("", said):
+        if self.waiting not in ("", waiting):
             print(f"still serving version {self.served.release.version}: {self.waiting}", file=sys.stderr, flush=True)
 
     def _prepare(self, release: Release) -> Served:
-        made, old = Served(release), self.served
-        report = contracts.compare_contracts(old.contract, made.contract)
+        successor, present = Served(release), self.served.release.version
+        report = contracts.compare_contracts(self.served.contract, successor.contract)
         if not report.passed:
-            reasons = "; ".join(f"{row.name}: {row.reason}" for row in report.rows if row.status == "failed")
-            raise ServiceError("contract", version=release.version, served=old.release.version, reasons=reasons)
-        return made
+            reasons = "; ".join(f"{row.name}: {row.reason}" for row in report.failures)
+            raise ServiceError("contract", version=release.version, served=present, reasons=reasons)
+        return successor
 
     @contextlib.contextmanager
     def looking(self, every_s: float) -> Iterator[None]:
@@ -143,8 +143,7 @@ def create_app(release: Release, follower: Follower | None = None) -> FastAPI:
     @app.get("/version")
     def version() -> Response:
         served, waiting = now(), follower.waiting if follower else ""
-        found = served.release
-        facts = {"name": found.name, "version": found.version, "stage": found.stage, "digest": found.digest}
+        facts = {name: getattr(served.release, name) for name in ("name", "version", "stage", "digest")}
         return JSONResponse(facts | ({"waiting": waiting} if waiting else {}), headers=served.headers)
 
     @app.post("/invocations")
@@ -156,10 +155,7 @@ def create_app(release: Release, follower: Follower | None = None) -> FastAPI:
         except MlopsError as error:
             return JSONResponse({"error": str(error)}, status_code=400, headers=served.headers)
         if len(split.bad):
-            rows = [
-                {"row": row, "rule": rule}
-                for row, rule in zip(split.bad.index.tolist(), split.bad["rule"], strict=True)
-            ]
+            rows = split.bad["rule"].rename_axis("row").reset_index().to_dict(orient="records")
             message = f"{len(rows)} of {len(frame)} rows break the contract. Nothing was scored."
             return JSONResponse({"error": message, "rows": rows[:100]}, status_code=422, headers=served.headers)
         predictions = predict(served.release, split.good, served.scorer)
@@ -221,10 +217,8 @@ def serve(
     release: Release, *, host: str = "127.0.0.1", port: int = 5001, follow: tuple[Project, str] | None = None
 ) -> None:
     """Serve a release until interrupted; with a project and a stage to follow, whatever that stage has."""
-    with contextlib.ExitStack() as stack:
-        follower = Follower(*follow, release) if follow else None
-        if follower:
-            stack.enter_context(follower.looking(LOOK_S))
+    follower = Follower(*follow, release) if follow else None
+    with follower.looking(LOOK_S) if follower else contextlib.nullcontext():
         uvicorn.run(create_app(release, follower), host=host, port=port, log_level="warning")
 
 
@@ -249,17 +243,16 @@ def _from_split(value: Any) -> pd.DataFrame:
     if not isinstance(columns, list) or not isinstance(rows, list) or not rows:
         raise ServiceError("payload", reason="'dataframe_split' has no columns or no data", forms=FORMS)
     if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
-        raise ServiceError(
-            "payload", reason="a row of 'dataframe_split' has another length than its columns", forms=FORMS
-        )
+        reason = "a row of 'dataframe_split' has another length than its columns"
+        raise ServiceError("payload", reason=reason, forms=FORMS)
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
 def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         raise ValueError("an object names a field twice")
-    return found
+    return fields
 
 
 def _refuse_constant(text: str) -> float:
