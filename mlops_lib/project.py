@@ -19,14 +19,22 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from mlops_lib import redaction
 from mlops_lib.errors import NotFoundError, ProjectError, SignatureError
-from mlops_lib.task import Task, binary
+
+if TYPE_CHECKING:
+    from mlops_lib.task import Task
 
 PROJECT_FILE = Path("notebooks/project.py")
+
+
+def _binary() -> Task:
+    from mlops_lib.task import binary  # noqa: PLC0415 - it loads pandas, which `mlops check` may do without
+
+    return binary()
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ class Project:
     stages: tuple[str, ...] = ("dev", "staging", "prod")
     may_skip_stages: bool = False
     approvals: tuple[str, ...] = ()
-    task: Task = field(default_factory=binary)
+    task: Task = field(default_factory=_binary)
     metrics: tuple[Any, ...] = ()
     ingest: Callable[[], tuple[str, ...]] | None = None
     trusted_types: tuple[str, ...] = ()

@@ -275,6 +275,8 @@ class Contract:
         head, rows, rules = self._lines()
         return "\n".join([head, *table_lines(rows), *rules])
 
+    __repr__ = __str__  # where a notebook has no HTML
+
     def _repr_html_(self) -> str:
         """Return the table that JupyterLab shows."""
         head, rows, rules = self._lines()
