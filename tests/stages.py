@@ -49,7 +49,7 @@ def aliases(project: Project) -> dict[str, int]:
 
 def ledger_of(project: Project) -> str:
     """Return the id of the run that holds the ledger; an empty text before the first entry."""
-    return open_ledger(project, store.connect(project.tracking_uri)).run_id
+    return open_ledger(project)[1].run_id
 
 
 def clone(project: Project, n_versions: int) -> list[int]:

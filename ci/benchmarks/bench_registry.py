@@ -80,7 +80,7 @@ def fabricate(project: Project) -> None:
             reason="best of four on April, and the report was read",
         )
         entries.append(entry)
-    run_id = ledger.open_ledger(project, store.connect(project.tracking_uri)).run_id
+    run_id = ledger.open_ledger(project)[1].run_id
     with contextlib.closing(sqlite3.connect(project.root / "mlflow.db")) as database, database:
         rows = [(run_id, f"{e.number:06d}", e.to_json()) for e in entries[1:]]
         database.executemany("insert into params (run_uuid, key, value) values (?, ?, ?)", rows)
@@ -93,7 +93,7 @@ def fabricate(project: Project) -> None:
                 database.executemany(f"insert into {table} ({', '.join(columns)}) values ({marks})", copies)
     registry.history(project)
     assert len(registry.read_ledger(project)) == N_ENTRIES
-    assert registry.check_ledger(project).passed
+    assert registry.check_store(project).passed
 
 
 class Seconds(NamedTuple):
@@ -135,9 +135,9 @@ def measure(project: Project, n_rounds: int) -> dict[str, tuple[Seconds, Seconds
         note("as_of", timed(lambda: registry.as_of(project, middle)))
         plain = timed(lambda: client.get_model_version_by_alias("bench", "prod"))
         note("current | get_model_version_by_alias", timed(lambda: registry.current(project, "prod")), plain)
-        note("check_ledger", timed(lambda: registry.check_ledger(project)))
+        note("check_store", timed(lambda: registry.check_store(project)))
         version = 10 + n  # in staging long ago, as every version was
-        made, seen = client.get_model_version("bench", str(version)), ledger.open_ledger(project, client)
+        made, seen = client.get_model_version("bench", str(version)), ledger.open_ledger(project)[1]
         files = timed(lambda: versions.verify_files(project, made, seen))  # noqa: B023 - called at once
         plain = timed(lambda: client.set_registered_model_alias("bench", "staging", str(version)))  # noqa: B023
         client.set_registered_model_alias("bench", "staging", str(seen.standing["staging"].version))

@@ -9,15 +9,14 @@ have changed, a stage skipped or frozen, a second person who is the first one, t
 >>> registry.promote(project, 7, "staging", verdict=verdict, reason="best of four")  # doctest: +SKIP
 """
 
-from mlops_lib.registry.entries import Entry, History, Ledger
+from mlops_lib.registry.entries import Entry
+from mlops_lib.registry.ledger import as_of, history, read_ledger
 from mlops_lib.registry.moves import approve, delete_version, freeze, promote, rollback, unfreeze
-from mlops_lib.registry.reading import as_of, history, read_ledger, repair_aliases
-from mlops_lib.registry.verdicts import gates_digest, load_verdict, log_verdict, verdict_digest
-from mlops_lib.registry.verify import check_ledger, check_store, repair_store
+from mlops_lib.registry.verdicts import gates_digest, load_verdict, log_verdict
+from mlops_lib.registry.verify import check_store, repair_store
 from mlops_lib.registry.versions import (
     Release,
     Version,
-    Versions,
     current,
     get_version,
     list_versions,
@@ -29,14 +28,10 @@ from mlops_lib.registry.versions import (
 
 __all__ = [
     "Entry",
-    "History",
-    "Ledger",
     "Release",
     "Version",
-    "Versions",
     "approve",
     "as_of",
-    "check_ledger",
     "check_store",
     "current",
     "delete_version",
@@ -52,10 +47,8 @@ __all__ = [
     "read_ledger",
     "read_lineage",
     "register",
-    "repair_aliases",
     "repair_store",
     "resolve",
     "rollback",
     "unfreeze",
-    "verdict_digest",
 ]

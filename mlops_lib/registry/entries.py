@@ -1,4 +1,4 @@
-"""What a ledger is made of, as pure records: entries, what a caller says in one, and what follows from all of them.
+"""What a ledger is made of, as pure records: entries, and what follows from all of them.
 
 Nothing here asks the store. Entry *n* repeats the hash of entry *n* - 1, so that the last hash stands for all; what
 every stage has is a fold over the entries, and no record of its own that could disagree with them.
@@ -24,26 +24,27 @@ MOVES = frozenset({"register", "promote", "force", "rollback"})  # actions that 
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One entry of the ledger.
 
     ``digest`` is the model's, ``verdict`` the evidence's, ``previous`` the hash of the entry before. ``version`` is 0
-    where an empty stage was frozen; ``stage`` is empty where a version was deleted.
+    where an empty stage was frozen; ``stage`` is empty where a version was deleted. Number, actor, time and the hash of
+    the entry before are filled in when it is written.
     """
 
-    number: int
-    operation: str
-    previous: str
+    number: int = 0
+    operation: str = ""
+    previous: str = ""
     action: str
     stage: str
     version: int
-    from_version: int | None
-    model_id: str
-    digest: str
-    verdict: str
-    actor: str
-    at: str
+    from_version: int | None = None
+    model_id: str = ""
+    digest: str = ""
+    verdict: str = ""
+    actor: str = ""
+    at: str = ""
     reason: str
 
     def to_json(self) -> str:
@@ -68,32 +69,14 @@ class Entry:
     def __str__(self) -> str:
         """Return one line for people."""
         origin = f" (from version {self.from_version})" if self.from_version else ""
-        what = f"{self.stage} → version {self.version}{origin}" if self.action in MOVES else self._subject
+        version = f"version {self.version}" if self.version else ""
+        what = f"{self.stage} → {version}{origin}" if self.action in MOVES else f"{version} {self.stage}".strip()
         return f"#{self.number} {self.action} {what} by {self.actor} at {self.at}"
 
     def repeats(self, other: Entry) -> bool:
         """Whether this is the same operation as ``other``, whenever each was written."""
         mine, others = ((e.operation, e.action, e.stage, e.version) for e in (self, other))
         return mine == others
-
-    @property
-    def _subject(self) -> str:
-        return " ".join([*([f"version {self.version}"] if self.version else []), *([self.stage] if self.stage else [])])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draft:
-    """What a caller says in an entry; number, time, actor and the hash of the entry before follow from the ledger."""
-
-    action: str
-    stage: str
-    version: int
-    reason: str
-    from_version: int | None = None
-    model_id: str = ""
-    digest: str = ""
-    verdict: str = ""
-    operation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +98,7 @@ class Ledger:
     @property
     def standing(self) -> dict[str, Entry]:
         """The entry that put each stage's present version there."""
-        return fold(self.entries)
+        return {entry.stage: entry for entry in self.entries if entry.action in MOVES}
 
     @property
     def frozen(self) -> dict[str, Entry]:
@@ -142,6 +125,11 @@ class Ledger:
         entries = (entry for entry in self.entries if entry.version == version and entry.action == "register")
         return next(entries, None)
 
+    def files(self, version: int) -> dict[str, Any]:
+        """Return which model files ``version`` was registered with; of one that never was, only its number."""
+        registration = self.registration(version)
+        return registration.files if registration else {"version": version}
+
     def undo(self, stage: str) -> list[Entry]:
         """Return the moves that a rollback can go back through: each rollback undoes what came after its target."""
         stack: list[Entry] = []
@@ -152,11 +140,6 @@ class Ledger:
             elif not stack or stack[-1].version != entry.version:
                 stack.append(entry)
         return stack
-
-
-def fold(entries: tuple[Entry, ...]) -> dict[str, Entry]:
-    """Return the entry that put each stage's version there, after ``entries``."""
-    return {entry.stage: entry for entry in entries if entry.action in MOVES}
 
 
 class Records(tuple[R, ...]):

@@ -13,27 +13,27 @@ choice.
 
 Aliases, deletions and the note of the head are a *projection*: written after the entry, completed by the next look.
 
->>> append(project, client, open_ledger(project, client), draft)  # doctest: +SKIP
+>>> history(project, "prod")  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Concatenate, ParamSpec, TypeVar
 
 from mlflow.entities import Run, ViewType
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from mlops_lib.data import reads
 from mlops_lib.errors import LedgerError, RefusedError
 from mlops_lib.project import Project
-from mlops_lib.registry.entries import Draft, Entry, Ledger, sha256
+from mlops_lib.registry.entries import Entry, History, Ledger, sha256
 from mlops_lib.tracking import store
 
 LEDGER_TAG = "mlops.ledger"  # on the experiment that claims a ledger: the id of its run
@@ -41,56 +41,91 @@ HEAD_TAG = "mlops.ledger_head"  # number and hash of the last entry whose projec
 REASON_LIMIT = 4000  # characters as JSON of what people write into an entry
 ENTRY_LIMIT = 5000  # bytes of an entry; MLflow's server cuts a parameter at 6000 without a word
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def translate_errors(function: Callable[Concatenate[Project, P], R]) -> Callable[Concatenate[Project, P], R]:
-    """Let a store that goes away in the middle of ``function`` be our error, not MLflow's."""
-
-    @functools.wraps(function)
-    def call(project: Project, /, *arguments: P.args, **options: P.kwargs) -> R:
-        with store.translate_errors(project.tracking_uri):
-            return function(project, *arguments, **options)
-
-    return call
-
-
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def open_ledger(project: Project, client: MlflowClient) -> Ledger:
-    """Read the ledger once, for all that an operation wants to know."""
-    model = _registered_model(project, client)
+@store.translate_errors
+def read_ledger(project: Project) -> History:
+    """Return the ledger's entries in order, their chain of hashes checked.
+
+    Raises
+    ------
+    LedgerError
+        Naming the first entry that was edited, removed or put out of order.
+    """
+    return History(open_ledger(project)[1].entries)
+
+
+@store.translate_errors
+def history(project: Project, stage: str | None = None) -> History:
+    """Return what happened to one stage, or everything, oldest first; aliases that do not follow are repaired."""
+    if stage is not None:
+        project.raise_for_stage(stage)
+    client, ledger = open_ledger(project)
+    with store.ignore_codes("PERMISSION_DENIED"):  # of a reader of a shared server
+        follow(client, ledger)
+    note_ledger(ledger)
+    return History(entry for entry in ledger.entries if stage in (None, entry.stage))
+
+
+def as_of(project: Project, time: datetime) -> dict[str, Entry | None]:
+    """Return what every stage had at a time: the entry that had put its version there, or None while it was empty.
+
+    Times in the ledger never go back: a clock that is behind writes the time of the entry before.
+
+    Parameters
+    ----------
+    time : datetime
+        With a time zone.
+
+    Raises
+    ------
+    LedgerError
+    """
+    if time.utcoffset() is None:
+        raise LedgerError("naive_time", time=str(time))
+    until = itertools.takewhile(lambda entry: entry.time <= time, read_ledger(project))
+    standing = Ledger(project.name, tuple(until)).standing
+    return {stage: standing.get(stage) for stage in project.stages}
+
+
+def note_ledger(ledger: Ledger) -> None:
+    """Note for cached runs that all of the ledger was read."""
+    reads.note("ledger", ledger.name, History(ledger.entries).head)
+
+
+def open_ledger(project: Project) -> tuple[MlflowClient, Ledger]:
+    """Connect, and read the ledger once for all that an operation wants to know."""
+    client = store.connect(project.tracking_uri)
+    return client, find_ledger(project, client)
+
+
+def find_ledger(project: Project, client: MlflowClient) -> Ledger:
+    """Return the ledger as the store has it now; an empty one before anything was registered."""
+    model = None
+    with store.ignore_codes("RESOURCE_DOES_NOT_EXIST"):
+        model = client.get_registered_model(project.name)
     if model is None:
         return Ledger(project.name)
-    genesis = _genesis(model)
-    run = _find_run(project, client, model, genesis)
-    if run is None:
-        return Ledger(project.name, genesis=genesis, aliases=model.aliases)
-    return _read_run(client, Ledger(project.name, (), run.info.run_id, genesis, 0, model.aliases), run)
+    ledger = Ledger(project.name, genesis=_genesis(model), aliases=model.aliases)
+    run = _find_run(client, model)
+    return _read_run(client, replace(ledger, run_id=run.info.run_id), run) if run else ledger
 
 
 def _read_run(client: MlflowClient, ledger: Ledger, run: Run | None = None) -> Ledger:
     """Return ``ledger`` with the entries that have come since; those that it has are not checked again."""
     run = run or client.get_run(ledger.run_id)
-    entries = _parse(ledger, run)
-    number, head = _read_note(ledger, run)
+    noted, _, head = run.data.tags.get(HEAD_TAG, "0:").partition(":")
+    if not (noted.isascii() and noted.isdigit()):
+        raise _broken(ledger, len(ledger.entries), f"cannot be compared with the head '{noted[:20]}'")
+    number, entries = int(noted), _parse(ledger, run)
     if number > len(entries):  # a database may answer with newer tags than entries: look again before saying so
-        run = client.get_run(ledger.run_id)
-        entries = _parse(ledger, run)
+        entries = _parse(ledger, client.get_run(ledger.run_id))
     if number > len(entries):
         raise _broken(ledger, number, "is missing")
     if number and entries[number - 1].hash != head:
         raise _broken(ledger, number, "has been edited")
     return replace(ledger, entries=entries, noted=number)
-
-
-def _read_note(ledger: Ledger, run: Run) -> tuple[int, str]:
-    number, _, head = run.data.tags.get(HEAD_TAG, "0:").partition(":")
-    if not (number.isascii() and number.isdigit()):
-        raise _broken(ledger, len(ledger.entries), f"cannot be compared with the head '{number[:20]}'")
-    return int(number), head
 
 
 def _parse(ledger: Ledger, run: Run) -> tuple[Entry, ...]:
@@ -114,14 +149,8 @@ def _parse(ledger: Ledger, run: Run) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def _broken(ledger: Ledger | Project, entry: int, reason: str) -> LedgerError:
+def _broken(ledger: Ledger | RegisteredModel, entry: int, reason: str) -> LedgerError:
     return LedgerError("broken", name=ledger.name, entry=entry, reason=reason)
-
-
-def _registered_model(project: Project, client: MlflowClient) -> RegisteredModel | None:
-    with store.ignore_codes("RESOURCE_DOES_NOT_EXIST"):
-        return client.get_registered_model(project.name)
-    return None
 
 
 def _genesis(model: RegisteredModel) -> str:
@@ -129,29 +158,27 @@ def _genesis(model: RegisteredModel) -> str:
     return sha256(f"{model.name}\n{model.creation_timestamp}")
 
 
-def _find_run(project: Project, client: MlflowClient, model: RegisteredModel, genesis: str) -> Run | None:
+def _find_run(client: MlflowClient, model: RegisteredModel) -> Run | None:
     """Return the run that is this model's ledger: the one with entries, or else the one that was agreed upon."""
-    experiment = client.get_experiment_by_name(f"{project.name}.ledger")
+    experiment = client.get_experiment_by_name(f"{model.name}.ledger")
     runs: list[Run] = []
     if experiment is not None:
-        mine = f"params.`{_slot(0)}` = '{genesis}'"
+        mine = f"params.`{_slot(0)}` = '{_genesis(model)}'"
         runs = client.search_runs([experiment.experiment_id], mine, run_view_type=ViewType.ALL, max_results=100)
     written = [run for run in runs if len(run.data.params) > 1]
+    reason = ""
     if len(written) > 1:
         first, second = sorted(run.info.run_id for run in written)[:2]
-        why = f"stands in two runs, '{first}' and '{second}' ('mlflow gc --run-ids' removes a deleted one for good)"
-        raise _broken(project, 1, why)
-    if not written:
-        agreed = _agreed_run(client, model)
-        if agreed:  # asked for by its id: it may have been made and agreed upon after the search
-            with store.ignore_codes("RESOURCE_DOES_NOT_EXIST"):
-                written = [client.get_run(agreed)]
-            if not written or written[0].data.params.get(_slot(0)) != genesis:
-                raise _broken(project, 1, f"belongs in run '{agreed}', which is gone or another model's")
-    if written and written[0].info.lifecycle_stage != "active":
-        run_id = written[0].info.run_id
-        why = f"is in a deleted run ('mlflow runs restore --run-id {run_id}' brings it back)"
-        raise _broken(project, 1, why)
+        reason = f"stands in two runs, '{first}' and '{second}' ('mlflow gc --run-ids' removes a deleted one for good)"
+    elif not written and (agreed := _agreed_run(client, model)):
+        with store.ignore_codes("RESOURCE_DOES_NOT_EXIST"):  # it may have been made and agreed upon after the search
+            written = [client.get_run(agreed)]
+        if not written or written[0].data.params.get(_slot(0)) != _genesis(model):
+            reason = f"belongs in run '{agreed}', which is gone or another model's"
+    if not reason and written and written[0].info.lifecycle_stage != "active":
+        reason = f"is in a deleted run ('mlflow runs restore --run-id {written[0].info.run_id}' brings it back)"
+    if reason:
+        raise _broken(model, 1, reason)
     return written[0] if written else None
 
 
@@ -173,7 +200,7 @@ def ensure_ledger(project: Project, client: MlflowClient) -> Ledger:
     The run is made first and then agreed upon by making an experiment of a name that only one can make, so that two
     adopters of a model that a stock tool registered end with one ledger.
     """
-    ledger = open_ledger(project, client)
+    ledger = find_ledger(project, client)
     if ledger.run_id:
         return ledger
     with store.ignore_codes("RESOURCE_ALREADY_EXISTS"):
@@ -190,46 +217,54 @@ def ensure_ledger(project: Project, client: MlflowClient) -> Ledger:
     if _agreed_run(client, model) == run_id:
         return Ledger(project.name, (), run_id, _genesis(model), 0, model.aliases)
     client.delete_run(run_id)  # another process was faster
-    return open_ledger(project, client)
+    return find_ledger(project, client)
 
 
-def append(project: Project, client: MlflowClient, ledger: Ledger, draft: Draft) -> Entry:
-    """Write the entry that follows ``ledger``, if nobody else has written one since; then let the aliases follow.
+def append(project: Project, client: MlflowClient, ledger: Ledger, draft: Entry | Callable[[Ledger], Entry]) -> Entry:
+    """Write the entry that follows ``ledger``; then let the aliases follow.
+
+    Parameters
+    ----------
+    draft : Entry or callable
+        An entry is written only if nobody else has written one since. A function, which makes one of the ledger, is
+        asked again whenever somebody was faster: it is for what depends on no champion (registering, freezing,
+        approving, deleting). A model that was made again meanwhile is another model, for which nothing was decided.
 
     Raises
     ------
     RefusedError, LedgerError
         Nothing was changed by this call.
     """
-    return _complete(project, client, *_write(project, client, ledger, draft))
-
-
-def append_latest(
-    project: Project, client: MlflowClient, decide: Callable[[Ledger], Draft], ledger: Ledger | None = None
-) -> Entry:
-    """Append what ``decide`` makes of the ledger, deciding again whenever somebody was faster.
-
-    For what depends on no champion: registering, freezing, approving, deleting. A model that was made again meanwhile
-    is another model, for which nothing was decided.
-    """
-    ledger = ledger or open_ledger(project, client)
     while True:
-        entry, after = _write(project, client, ledger, decide(ledger))
-        if after.entries[entry.number - 1].repeats(entry):
-            return _complete(project, client, entry, after)
+        entry, after = _write(project, client, ledger, draft if isinstance(draft, Entry) else draft(ledger))
+        written = after.entries[entry.number - 1]  # with the same operation id: this one, though its answer was lost
+        if written.repeats(entry) or isinstance(draft, Entry):
+            break
         ledger = after
+    model = client.get_registered_model(project.name)
+    if not written.repeats(entry):
+        winner = str(written)
+    elif _genesis(model) != after.genesis:  # what was written stays behind in the ledger of the model that is gone
+        winner = "the model was deleted and made again"
+    else:
+        follow(client, replace(after, aliases=model.aliases))
+        return written
+    action = f"{entry.action} {entry.stage or entry.version}"
+    raise RefusedError("head_moved", name=project.name, action=action, winner=winner)
 
 
-def _write(project: Project, client: MlflowClient, ledger: Ledger, draft: Draft) -> tuple[Entry, Ledger]:
+def _write(project: Project, client: MlflowClient, ledger: Ledger, draft: Entry) -> tuple[Entry, Ledger]:
     """Write the entry that follows ``ledger``, if nobody else has written one since; return it and the ledger now."""
     if not ledger.run_id:
         ledger = ensure_ledger(project, client)
-    entry = Entry(
-        **{**vars(draft), "operation": draft.operation or uuid.uuid4().hex},
+    now = max([datetime.now(UTC), *(last.time for last in ledger.entries[-1:])])
+    entry = replace(
+        draft,
         number=len(ledger.entries) + 1,
+        operation=draft.operation or uuid.uuid4().hex,
         previous=ledger.head,
         actor=project.actor,
-        at=_now(ledger),
+        at=now.isoformat(timespec="microseconds"),
     )
     text = entry.to_json()
     if len(text) > ENTRY_LIMIT:
@@ -245,37 +280,18 @@ def _write(project: Project, client: MlflowClient, ledger: Ledger, draft: Draft)
     return entry, after
 
 
-def _complete(project: Project, client: MlflowClient, entry: Entry, after: Ledger) -> Entry:
-    """Check that an entry stands where it was written, in the ledger of this model; then let the aliases follow.
-
-    An entry that stands there with the same operation id is this one, written before its answer was lost.
-    """
-    written, move = after.entries[entry.number - 1], f"{entry.action} {entry.stage or entry.version}"
-    if not written.repeats(entry):
-        raise RefusedError("head_moved", name=project.name, action=move, winner=str(written))
-    model = client.get_registered_model(project.name)
-    if _genesis(model) != after.genesis:  # what was written stays behind in the ledger of the model that is gone
-        winner = "the model was deleted and made again"
-        raise RefusedError("head_moved", name=project.name, action=move, winner=winner)
-    follow(project, client, after, model.aliases)
-    return written
-
-
-def follow(
-    project: Project, client: MlflowClient, ledger: Ledger, aliases: Mapping[str, str] | None = None
-) -> tuple[str, ...]:
+def follow(client: MlflowClient, ledger: Ledger) -> tuple[str, ...]:
     """Complete what follows from the ledger: deletions, aliases, the note of its head. Return what was not so."""
-    aliases = ledger.aliases if aliases is None else aliases
     done = []
     for entry in ledger.entries[ledger.noted :]:
         if entry.action == "delete":
             with store.ignore_codes("RESOURCE_DOES_NOT_EXIST"):
-                client.delete_model_version(project.name, str(entry.version))
+                client.delete_model_version(ledger.name, str(entry.version))
                 done.append(f"version {entry.version}")
     for stage, entry in ledger.standing.items():
-        if str(aliases.get(stage)) != str(entry.version):
-            with store.ignore_codes("RESOURCE_DOES_NOT_EXIST"):  # deleted behind the ledger's back: check_ledger tells
-                _set(client.set_registered_model_alias, project.name, stage, str(entry.version))
+        if str(ledger.aliases.get(stage)) != str(entry.version):
+            with store.ignore_codes("RESOURCE_DOES_NOT_EXIST"):  # deleted behind the ledger's back: check_store tells
+                _set(client.set_registered_model_alias, ledger.name, stage, str(entry.version))
                 done.append(stage)
     if ledger.entries and ledger.noted != len(ledger.entries):
         _set(client.set_tag, ledger.run_id, HEAD_TAG, f"{len(ledger.entries)}:{ledger.head}")
@@ -297,11 +313,6 @@ def raise_for_length(project: Project, reason: str, operation: str | None = None
     n_characters = len(json.dumps(reason)) + len(json.dumps(project.actor)) + len(json.dumps(operation))
     if n_characters > REASON_LIMIT:
         raise LedgerError("long_reason", n_characters=n_characters, limit=REASON_LIMIT)
-
-
-def _now(ledger: Ledger) -> str:
-    now = datetime.now(UTC)
-    return max(now, ledger.entries[-1].time if ledger.entries else now).isoformat(timespec="microseconds")
 
 
 def _slot(number: int) -> str:

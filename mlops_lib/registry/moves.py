@@ -7,17 +7,19 @@ authentication a second person is a matter of trust, and of the record.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mlops_lib.errors import RefusedError
 from mlops_lib.project import Project
-from mlops_lib.registry.entries import Draft, Entry, Ledger
-from mlops_lib.registry.ledger import append, append_latest, follow, open_ledger, raise_for_length, translate_errors
+from mlops_lib.registry.entries import Entry, Ledger
+from mlops_lib.registry.ledger import append, follow, open_ledger, raise_for_length
 from mlops_lib.registry.verdicts import read_verdict, verdict_digest, why_not
-from mlops_lib.registry.versions import find, load_release, verify_files
+from mlops_lib.registry.versions import find, load_model, verify_files
 from mlops_lib.report import Report
 from mlops_lib.tracking import store
 
 
-@translate_errors
+@store.translate_errors
 def promote(
     project: Project,
     version: int,
@@ -53,75 +55,60 @@ def promote(
     """
     project.raise_for_stage(stage)
     raise_for_length(project, reason, operation)
-    client = store.connect(project.tracking_uri)
-    ledger = open_ledger(project, client)
+    client, ledger = open_ledger(project)
     model_version = find(project, client, ledger, version)
-    number, action, current = int(model_version.version), "force" if force else "promote", ledger.current(stage)
-
-    def refuse(why: str) -> RefusedError:
-        return RefusedError("promotion", name=project.name, version=number, stage=stage, reason=why, current=current)
-
-    repeated = _find_operation(ledger, operation)
-    if repeated is not None:
-        if (repeated.action, repeated.stage, repeated.version) != (action, stage, number):
-            raise refuse(f"its operation id '{operation}' is that of another move ({repeated})")
-        follow(project, client, ledger)
-        return repeated
-    registration = ledger.registration(number)
-    why = _why_no_way(project, ledger, number, stage)
-    if why or registration is None:
-        raise refuse(why or f"it has never been in {project.stages[0]}")
-    if force and not reason.strip():
-        raise refuse("forcing takes a reason")
-    status = str(client.get_run(str(model_version.run_id)).info.status)
-    if status != "FINISHED":
-        raise refuse(f"its run is {status}, not FINISHED")
-    verify_files(project, model_version, ledger)
-    verdict = verdict or read_verdict(client, model_version)
-    why = None if force else why_not(project, registration, verdict, ledger.standing)
-    why = why or _why_not_approved(project, ledger, registration, stage, verdict_digest(verdict))
-    if why:
-        raise refuse(why)
-    draft = Draft(
-        action=action,
+    number, current = int(model_version.version), ledger.current(stage)
+    draft = Entry(
+        action="force" if force else "promote",
         stage=stage,
         from_version=current,
-        verdict=verdict_digest(verdict),
         reason=reason or "gates passed",
-        operation=operation,
-        **registration.files,
+        operation=operation or "",
+        **ledger.files(number),
     )
+    repeated = next((entry for entry in ledger.entries if entry.operation == operation), None)
+    if repeated is not None and repeated.repeats(draft):
+        follow(client, ledger)
+        return repeated
+    why = _why_no_way(project, ledger, number, stage)
+    if repeated is not None:
+        why = f"its operation id '{operation}' is that of another move ({repeated})"
+    elif force and not reason.strip():
+        why = why or "forcing takes a reason"
+    if not why:
+        status = client.get_run(str(model_version.run_id)).info.status
+        why = None if status == "FINISHED" else f"its run is {status}, not FINISHED"
+    if not why:
+        verify_files(project, model_version, ledger)
+        verdict = verdict or read_verdict(client, model_version)
+        draft = replace(draft, verdict=verdict_digest(verdict))
+        why = None if force else why_not(project, draft, verdict, ledger.standing)
+        why = why or _why_not_approved(project, ledger, draft)
+    if why:
+        raise RefusedError("promotion", name=project.name, version=number, stage=stage, reason=why, current=current)
     return append(project, client, ledger, draft)
 
 
-def _find_operation(ledger: Ledger, operation: str | None) -> Entry | None:
-    return next((entry for entry in ledger.entries if entry.operation == operation), None)
-
-
-def _why_no_way(  # noqa: PLR0911 - one return per reason reads better than a chain
-    project: Project, ledger: Ledger, number: int, stage: str
-) -> str | None:
+def _why_no_way(project: Project, ledger: Ledger, number: int, stage: str) -> str | None:
     """Return why a version may not go to ``stage`` from where it stands, or None."""
-    standing, index = ledger.standing, project.stages.index(stage)
-    first, before = project.stages[0], project.stages[index - 1]
+    index, first = project.stages.index(stage), project.stages[0]
+    origin = first if project.may_skip_stages else project.stages[index - 1]
+    beyond = [s for s in project.stages[index + 1 :] if ledger.current(s) == number]
     if stage in ledger.frozen:
         return _describe_freeze(ledger.frozen[stage])
     if index == 0:
         return f"'{stage}' is where versions are registered; nothing is promoted to it"
-    if stage in standing and standing[stage].version == number:
+    if ledger.current(stage) == number:
         return "it is there already"
-    beyond = [s for s in project.stages[index + 1 :] if s in standing and standing[s].version == number]
     if beyond:
         return f"it is in {beyond[0]} already; a stage goes back only by a rollback"
-    origin = first if project.may_skip_stages else before
-    if not any(entry.version == number for entry in ledger.moves(origin)):
+    if all(entry.version != number for entry in ledger.moves(origin)):
         return f"it has never been in {origin}"
-    if origin != first and standing[origin].version != number:
-        return f"{origin} has version {standing[origin].version} by now"
-    return None
+    is_there = origin == first or ledger.current(origin) == number
+    return None if is_there else f"{origin} has version {ledger.current(origin)} by now"
 
 
-@translate_errors
+@store.translate_errors
 def rollback(
     project: Project, stage: str, *, to: int | None = None, reason: str, operation: str | None = None
 ) -> Entry:
@@ -137,46 +124,42 @@ def rollback(
     """
     project.raise_for_stage(stage)
     raise_for_length(project, reason, operation)
-    client = store.connect(project.tracking_uri)
-    ledger = open_ledger(project, client)
+    client, ledger = open_ledger(project)
     current = ledger.current(stage)
-
-    def refuse(why: str) -> RefusedError:
-        return RefusedError("rollback", name=project.name, stage=stage, reason=why, current=current)
-
-    repeated = _find_operation(ledger, operation)
-    if repeated is not None:
-        if (repeated.action, repeated.stage) != ("rollback", stage) or to not in (None, repeated.version):
-            raise refuse(f"its operation id '{operation}' is that of another move ({repeated})")
-        follow(project, client, ledger)
+    repeated = next((entry for entry in ledger.entries if entry.operation == operation), None)
+    is_same = repeated is not None and (repeated.action, repeated.stage) == ("rollback", stage)
+    if repeated is not None and is_same and to in (None, repeated.version):
+        follow(client, ledger)
         return repeated
-    if stage in ledger.frozen:
-        raise refuse(_describe_freeze(ledger.frozen[stage]))
     gone = {current, *ledger.deleted}
     earlier = [entry for entry in ledger.undo(stage) if entry.version not in gone]
     had = {entry.version: entry for entry in ledger.moves(stage) if entry.version not in gone}
     known = ", ".join(str(number) for number in sorted(had))
-    if not had:
-        raise refuse("it has never had another version")
-    if to is not None and to not in had:
-        raise refuse(f"it never had version {to}; it had {known}")
-    if to is None and not earlier:
-        raise refuse(f"that is the oldest it had; name one of {known} (--to)")
+    why = None
+    if repeated is not None:
+        why = f"its operation id '{operation}' is that of another move ({repeated})"
+    elif stage in ledger.frozen:
+        why = _describe_freeze(ledger.frozen[stage])
+    elif not had:
+        why = "it has never had another version"
+    elif to is not None and to not in had:
+        why = f"it never had version {to}; it had {known}"
+    elif to is None and not earlier:
+        why = f"that is the oldest it had; name one of {known} (--to)"
+    if why:
+        raise RefusedError("rollback", name=project.name, stage=stage, reason=why, current=current)
     target = had[to] if to is not None else earlier[-1]
-    load_release(project, client, ledger, target.version, digest=target.digest)
-    draft = Draft(
+    load_model(project, target.version)
+    draft = Entry(
         action="rollback",
         stage=stage,
         from_version=current,
         verdict=target.verdict,
         reason=reason,
-        operation=operation,
+        operation=operation or "",
         **target.files,
     )
     return append(project, client, ledger, draft)
-
-
-# --- freezing ----------------------------------------------------------------------------------------------------
 
 
 def freeze(project: Project, stage: str, *, reason: str) -> Entry:
@@ -203,41 +186,36 @@ def unfreeze(project: Project, stage: str, *, reason: str) -> Entry:
     return _set_frozen(project, "unfreeze", stage, reason)
 
 
-@translate_errors
+@store.translate_errors
 def _set_frozen(project: Project, action: str, stage: str, reason: str) -> Entry:
     project.raise_for_stage(stage)
     raise_for_length(project, reason)
-    client = store.connect(project.tracking_uri)
 
-    def decide(ledger: Ledger) -> Draft:
-        why = "it takes a reason" if not reason.strip() else _why_not_set(project, ledger, action, stage)
+    def decide(ledger: Ledger) -> Entry:
+        freeze, why = ledger.frozen.get(stage), None
+        if not reason.strip():
+            why = "it takes a reason"
+        elif stage == project.stages[0]:
+            why = "versions are registered there, and nothing is promoted to it"
+        elif action == "freeze" and freeze is not None:
+            why = _describe_freeze(freeze)
+        elif action == "unfreeze" and freeze is None:
+            why = "it is not frozen"
+        elif not ledger.entries:
+            why = "nothing is registered yet"
         if why:
             raise RefusedError("freeze", name=project.name, stage=stage, action=action, reason=why)
         entry = ledger.standing.get(stage)
-        return Draft(action=action, stage=stage, reason=reason, **(entry.files if entry else {"version": 0}))
+        return Entry(action=action, stage=stage, reason=reason, **(entry.files if entry else {"version": 0}))
 
-    return append_latest(project, client, decide)
-
-
-def _why_not_set(project: Project, ledger: Ledger, action: str, stage: str) -> str | None:
-    """Return why a stage may not be frozen or unfrozen, or None."""
-    if stage == project.stages[0]:
-        return "versions are registered there, and nothing is promoted to it"
-    if action == "freeze" and stage in ledger.frozen:
-        return _describe_freeze(ledger.frozen[stage])
-    if action == "unfreeze" and stage not in ledger.frozen:
-        return "it is not frozen"
-    return None if ledger.entries else "nothing is registered yet"
+    return append(project, *open_ledger(project), decide)
 
 
 def _describe_freeze(entry: Entry) -> str:
     return f"{entry.stage} is frozen by {entry.actor} since {entry.at}: {entry.reason}"
 
 
-# --- a second person ---------------------------------------------------------------------------------------------
-
-
-@translate_errors
+@store.translate_errors
 def approve(project: Project, version: int, stage: str, *, reason: str) -> Entry:
     """Agree, as a second person, that a version is promoted to a stage which the project names in ``approvals``.
 
@@ -252,40 +230,40 @@ def approve(project: Project, version: int, stage: str, *, reason: str) -> Entry
     """
     project.raise_for_stage(stage)
     raise_for_length(project, reason)
-    client = store.connect(project.tracking_uri)
+    client, latest = open_ledger(project)
 
-    def decide(ledger: Ledger) -> Draft:
-        def refuse(why: str) -> RefusedError:
-            return RefusedError("approval", name=project.name, version=number, stage=stage, reason=why)
-
+    def decide(ledger: Ledger) -> Entry:
         model_version = find(project, client, ledger, version)
         number = int(model_version.version)
-        registration = ledger.registration(number)
+        registration, why = ledger.registration(number), None
         if not reason.strip():
-            raise refuse("it takes a reason")
-        if stage not in project.approvals:
-            raise refuse(f"{stage} needs no second person (approvals = {project.approvals})")
-        if registration is None:
-            raise refuse("it is not in the ledger")
-        tags = client.get_run(str(model_version.run_id)).data.tags
-        if project.actor in {registration.actor, tags.get("mlops.actor"), tags.get("mlflow.user")}:
-            raise refuse(f"{project.actor} is its author")
+            why = "it takes a reason"
+        elif stage not in project.approvals:
+            why = f"{stage} needs no second person (approvals = {project.approvals})"
+        elif registration is None:
+            why = "it is not in the ledger"
+        else:
+            tags = client.get_run(str(model_version.run_id)).data.tags
+            if project.actor in {registration.actor, tags.get("mlops.actor"), tags.get("mlflow.user")}:
+                why = f"{project.actor} is its author"
+        if why:
+            raise RefusedError("approval", name=project.name, version=number, stage=stage, reason=why)
         digest = verdict_digest(read_verdict(client, model_version))
-        return Draft(action="approve", stage=stage, reason=reason, verdict=digest, **registration.files)
+        return Entry(action="approve", stage=stage, reason=reason, verdict=digest, **ledger.files(number))
 
-    return append_latest(project, client, decide)
+    return append(project, client, latest, decide)
 
 
-def _why_not_approved(project: Project, ledger: Ledger, registration: Entry, stage: str, verdict: str) -> str | None:
+def _why_not_approved(project: Project, ledger: Ledger, draft: Entry) -> str | None:
     """Return why a promotion lacks the second person that its stage needs, or None."""
-    if stage not in project.approvals:
+    if draft.stage not in project.approvals:
         return None
-    about = [entry for entry in ledger.entries if (entry.stage, entry.version) == (stage, registration.version)]
+    about = [entry for entry in ledger.entries if (entry.stage, entry.version) == (draft.stage, draft.version)]
     used = max((entry.number for entry in about if entry.action in ("promote", "force")), default=0)
     left = [entry for entry in about if entry.action == "approve" and entry.number > used]
     if not left:
-        return f"{stage} needs the approval of a second person ('mlops approve {registration.version} {stage}')"
-    left = [entry for entry in left if (entry.digest, entry.verdict) == (registration.digest, verdict)]
+        return f"{draft.stage} needs the approval of a second person ('mlops approve {draft.version} {draft.stage}')"
+    left = [entry for entry in left if (entry.digest, entry.verdict) == (draft.digest, draft.verdict)]
     if not left:
         return "it was approved on another verdict than this one"
     if all(entry.actor == project.actor for entry in left):
@@ -293,10 +271,7 @@ def _why_not_approved(project: Project, ledger: Ledger, registration: Entry, sta
     return None
 
 
-# --- deleting ----------------------------------------------------------------------------------------------------
-
-
-@translate_errors
+@store.translate_errors
 def delete_version(project: Project, version: int, *, reason: str) -> Entry:
     """Delete a version that no stage has and no rollback could need; its entries stay.
 
@@ -309,25 +284,21 @@ def delete_version(project: Project, version: int, *, reason: str) -> Entry:
         The version is still there.
     """
     raise_for_length(project, reason)
-    client = store.connect(project.tracking_uri)
+    client, latest = open_ledger(project)
 
-    def decide(ledger: Ledger) -> Draft:
+    def decide(ledger: Ledger) -> Entry:
         number = int(find(project, client, ledger, version).version)
-        why = "it takes a reason" if not reason.strip() else _why_needed(project, ledger, number)
+        holders = [stage for stage, entry in ledger.standing.items() if entry.version == number]
+        needers = [s for s in project.stages[1:] if any(entry.version == number for entry in ledger.undo(s))]
+        why = None
+        if not reason.strip():
+            why = "it takes a reason"
+        elif holders:
+            why = f"{holders[0]} has it"
+        elif needers:
+            why = f"{needers[0]} had it and could be rolled back to it"
         if why:
             raise RefusedError("deletion", name=project.name, version=number, reason=why)
-        registration = ledger.registration(number)
-        files = registration.files if registration else {"version": number}
-        return Draft(action="delete", stage="", reason=reason, **files)
+        return Entry(action="delete", stage="", reason=reason, **ledger.files(number))
 
-    return append_latest(project, client, decide)
-
-
-def _why_needed(project: Project, ledger: Ledger, number: int) -> str | None:
-    for stage, entry in ledger.standing.items():
-        if entry.version == number:
-            return f"{stage} has it"
-    for stage in project.stages[1:]:
-        if any(entry.version == number for entry in ledger.undo(stage)):
-            return f"{stage} had it and could be rolled back to it"
-    return None
+    return append(project, client, latest, decide)

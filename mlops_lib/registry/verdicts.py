@@ -7,7 +7,6 @@ ledger. It carries a promotion only while everything that it was measured on is 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping
 
@@ -17,8 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from mlops_lib import data
 from mlops_lib.project import Project
-from mlops_lib.registry.entries import Entry
-from mlops_lib.registry.ledger import translate_errors
+from mlops_lib.registry.entries import Entry, sha256
 from mlops_lib.report import Report
 from mlops_lib.tracking import store
 
@@ -28,10 +26,10 @@ VERDICT_FILE = "verdict.json"
 
 def verdict_digest(verdict: Report | None) -> str:
     """Return the SHA-256 of a verdict's canonical JSON; nothing for no verdict."""
-    return hashlib.sha256(verdict.to_json().encode()).hexdigest() if verdict else ""
+    return sha256(verdict.to_json()) if verdict else ""
 
 
-@translate_errors
+@store.translate_errors
 def log_verdict(project: Project, version: int, verdict: Report) -> str:
     """Log a verdict (JSON and HTML) to the active run and point the version at it; return its digest."""
     client = store.connect(project.tracking_uri)
@@ -44,7 +42,7 @@ def log_verdict(project: Project, version: int, verdict: Report) -> str:
     return verdict_digest(verdict)
 
 
-@translate_errors
+@store.translate_errors
 def load_verdict(project: Project, version: int) -> Report | None:
     """Return the verdict that was last logged for a version, or None."""
     client = store.connect(project.tracking_uri)
@@ -63,9 +61,9 @@ def read_verdict(client: MlflowClient, model_version: ModelVersion) -> Report | 
 
 
 def why_not(  # noqa: PLR0911 - one return per reason reads better than a chain
-    project: Project, registration: Entry, verdict: Report | None, standing: Mapping[str, Entry]
+    project: Project, draft: Entry, verdict: Report | None, standing: Mapping[str, Entry]
 ) -> str | None:
-    """Return why a verdict does not carry the promotion of a registered version, or None if it does.
+    """Return why a verdict does not carry a promotion that is about to be written, or None if it does.
 
     Everything is recomputed: the model's digest, the champion's, the evaluation data, the definitions of the gates. The
     verdict's ``commit`` is kept as evidence and is no lock: another commit may promote exactly when the gates are the
@@ -75,7 +73,7 @@ def why_not(  # noqa: PLR0911 - one return per reason reads better than a chain
     if verdict is None:
         return "there is no verdict on it; run 03_validate"
     facts = verdict.facts
-    if facts.get("digest") != registration.digest or facts.get("version") != registration.version:
+    if (facts.get("digest"), facts.get("version")) != (draft.digest, draft.version):
         return "the verdict is about another version or other model files"
     champion = standing.get(project.production)
     if facts.get("champion_digest") != (champion.digest if champion else None):
@@ -101,7 +99,7 @@ def gates_digest(project: Project) -> str:
         each if isinstance(each, str) else (each.name, each.greater_is_better, data.fingerprint_function(each.compute))
         for each in project.metrics
     ]
-    return hashlib.sha256(repr((project.gates, own)).encode()).hexdigest()
+    return sha256(repr((project.gates, own)))
 
 
 def _short(value: object) -> str:

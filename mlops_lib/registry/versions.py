@@ -8,13 +8,14 @@ import math
 import tempfile
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mlflow
 import pandas as pd
-from mlflow.entities import LoggedModel
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -24,9 +25,8 @@ from mlops_lib.data import reads
 from mlops_lib.errors import ModelError, ModelFileError, NotFoundError, QualityError
 from mlops_lib.models import signing
 from mlops_lib.project import Project
-from mlops_lib.registry.entries import Draft, Entry, Ledger, Records
-from mlops_lib.registry.ledger import append_latest, ensure_ledger, open_ledger, raise_for_length, translate_errors
-from mlops_lib.registry.reading import note_ledger, read_ledger
+from mlops_lib.registry.entries import Entry, Ledger, Records
+from mlops_lib.registry.ledger import append, ensure_ledger, note_ledger, open_ledger, raise_for_length, read_ledger
 from mlops_lib.task import Task
 from mlops_lib.tracking import store
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 METRIC_TAG = "mlops.metric."
-PAGE = 1000  # versions that the store is asked for at once
 OPERATION_TAG = "mlops.operation"  # of the registration that made a version
 
 
@@ -101,10 +100,7 @@ class Release:
         return self.task.predict(self.model, X[self.features])
 
 
-# --- registering and finding -------------------------------------------------------------------------------------
-
-
-@translate_errors
+@store.translate_errors
 def register(
     project: Project, model_uri: str, *, metrics: Mapping[str, float] | None = None, description: str = ""
 ) -> Version:
@@ -130,99 +126,79 @@ def register(
             raise QualityError("metric", name=metric, value=value)
     client = store.connect(project.tracking_uri)
     model = _find_finished(client, model_uri)
-    model_id, stage = model.model_id, project.stages[0]
-    manifest = json.loads(model.tags[models.MANIFEST_TAG])
-    with tempfile.TemporaryDirectory() as folder:
-        _download(model_id, folder)
-        models.raise_for_files(Path(folder), manifest, model=f"Model '{model_id}'")
-    digest = models.compute_digest(manifest)
-    _raise_for_signature(project, digest, model.tags, f"Model '{model_id}'")
+    name, stage, manifest = f"Model '{model.model_id}'", project.stages[0], json.loads(model.tags[models.MANIFEST_TAG])
+    digest = _raise_for_files(model.model_id, manifest, name)
+    _raise_for_signature(project, digest, model.tags, name)
     ledger = ensure_ledger(project, client)  # before the version is made: a broken ledger leaves none behind
-    kept = (models.MANIFEST_TAG, signing.MANIFEST_SIGNATURE_TAG)
     operation = uuid.uuid4().hex
+    tags = {tag: model.tags[tag] for tag in (models.MANIFEST_TAG, signing.MANIFEST_SIGNATURE_TAG) if tag in model.tags}
+    tags |= {f"{METRIC_TAG}{metric}": f"{value:.6g}" for metric, value in (metrics or {}).items()}
     registered = client.create_model_version(
         project.name,
-        source=f"models:/{model_id}",
+        source=f"models:/{model.model_id}",
         run_id=model.source_run_id,
-        tags={
-            models.DIGEST_TAG: digest,
-            OPERATION_TAG: operation,
-            **{tag: model.tags[tag] for tag in kept if tag in model.tags},
-            **{f"{METRIC_TAG}{name}": f"{value:.6g}" for name, value in (metrics or {}).items()},
-        },
+        tags={**tags, models.DIGEST_TAG: digest, OPERATION_TAG: operation},
         description=description,
-        model_id=model_id,
+        model_id=model.model_id,
     )
-    number = int(registered.version)
-    _delete_twins(project, client, number, operation)
+    # MLflow's client asks again when an answer is lost, and so makes a second version: the one that was answered stays.
+    for twin in client.search_model_versions(f"name = '{project.name}' and tags.`{OPERATION_TAG}` = '{operation}'"):
+        if twin.version != registered.version:
+            client.delete_model_version(project.name, twin.version)
 
-    def enter(ledger: Ledger) -> Draft:  # another registration only moves the stage on: follow it
-        return Draft(
-            action="register",
-            stage=stage,
-            version=number,
-            from_version=ledger.current(stage),
-            model_id=model_id,
-            digest=digest,
-            reason=description or "registered",
-            operation=operation,
-        )
+    number, reason = int(registered.version), description or "registered"
+    files: dict[str, Any] = {"version": number, "model_id": model.model_id, "digest": digest}
 
-    return _version(project, registered, {stage: append_latest(project, client, enter, ledger)})
+    def enter(ledger: Ledger) -> Entry:  # another registration only moves the stage on: follow it
+        entry = Entry(action="register", stage=stage, reason=reason, operation=operation, **files)
+        return replace(entry, from_version=ledger.current(stage))
+
+    return _version(project, registered, {stage: append(project, client, ledger, enter)})
 
 
 def _find_finished(client: MlflowClient, model_uri: str) -> LoggedModel:
     """Return the logged model at ``models:/m-…``; raise unless it is complete and its run has not failed."""
     model_id = model_uri.removeprefix("models:/")
-    try:
+    model = None
+    with store.ignore_codes(*store.MISSING):
         model = client.get_logged_model(model_id)
-    except MlflowException as error:
-        if error.error_code not in store.MISSING:
-            raise
-        raise ModelError("run", model_id=model_uri, reason="the store has no such model") from error
-    if str(model.status) not in ("READY", "LoggedModelStatus.READY"):
-        raise ModelError("run", model_id=model_id, reason=f"it is {model.status}, not READY")
-    if models.MANIFEST_TAG not in model.tags:
-        raise ModelError("run", model_id=model_id, reason="it has no manifest; log it with tracking.log_model")
-    run = client.get_run(str(model.source_run_id)).info
-    if run.status in ("FAILED", "KILLED") or run.lifecycle_stage != "active":
-        state = run.status if run.lifecycle_stage == "active" else "deleted"
-        raise ModelError("run", model_id=model_id, reason=f"its run '{model.source_run_id}' is {state}")
+    if model is None:
+        raise ModelError("run", model_id=model_uri, reason="the store has no such model")
+    reason = ""
+    if model.status != LoggedModelStatus.READY:
+        reason = f"it is {model.status}, not READY"
+    elif models.MANIFEST_TAG not in model.tags:
+        reason = "it has no manifest; log it with tracking.log_model"
+    elif (state := find_run_state(client, model.source_run_id)) in ("FAILED", "KILLED", "deleted"):
+        reason = f"its run '{model.source_run_id}' is {state}"
+    if reason:
+        raise ModelError("run", model_id=model_id, reason=reason)
     return model
 
 
-def _delete_twins(project: Project, client: MlflowClient, number: int, operation: str) -> None:
-    """Delete what a retry has left: MLflow's client asks again when an answer is lost, and makes a second version."""
-    twins = client.search_model_versions(f"name = '{project.name}' and tags.`{OPERATION_TAG}` = '{operation}'")
-    for twin in twins:
-        if int(twin.version) != number:
-            client.delete_model_version(project.name, twin.version)
+def find_run_state(client: MlflowClient, run_id: str | None) -> str:
+    """Return a run's status, or ``deleted``."""
+    run = client.get_run(str(run_id)).info
+    return str(run.status) if run.lifecycle_stage == "active" else "deleted"
 
 
-@translate_errors
+@store.translate_errors
 def list_versions(project: Project) -> Versions:
     """Return every version, newest first, with the stages it is in."""
-    client = store.connect(project.tracking_uri)
-    ledger = open_ledger(project, client)
-    note_ledger(project, ledger)
+    _, ledger = open_ledger(project)
+    note_ledger(ledger)
     standing = ledger.standing
-    versions = (_version(project, model_version, standing) for model_version in search_versions(project, client))
+    versions = (_version(project, stored, standing) for stored in search_versions(project))
     return Versions(sorted(versions, key=lambda version: -version.version))
 
 
-def search_versions(project: Project, client: MlflowClient) -> list[ModelVersion]:
-    """Return every version that the store has, asked for page by page."""
+def search_versions(project: Project) -> list[ModelVersion]:
+    """Return every version that the store has."""
     order = ["version_number ASC"]  # no update between two pages can change it
-    versions: list[ModelVersion] = []
-    token = None
-    while token is None or token:
-        page = client.search_model_versions(f"name = '{project.name}'", PAGE, order, token)
-        versions += page
-        token = page.token or ""
-    return versions
+    return list(mlflow.search_model_versions(filter_string=f"name = '{project.name}'", order_by=order))
 
 
-@translate_errors
+@store.translate_errors
 def get_version(project: Project, version: int | str) -> Version:
     """Return one version by its number, or by the stage it is in.
 
@@ -230,43 +206,32 @@ def get_version(project: Project, version: int | str) -> Version:
     ------
     NotFoundError
     """
-    client = store.connect(project.tracking_uri)
-    ledger = open_ledger(project, client)
+    client, ledger = open_ledger(project)
     return _version(project, find(project, client, ledger, version), ledger.standing)
 
 
 def find(project: Project, client: MlflowClient, ledger: Ledger, version: int | str) -> ModelVersion:
     """Return what the store has of a version; one that the ledger has deleted is not there, even if its end was cut."""
-    number = _number(project, ledger, version)
+    number = resolve(project, version, ledger)
     if number not in ledger.deleted:
         with store.ignore_codes(*store.MISSING):
             return client.get_model_version(project.name, str(number))
-    known = sorted({int(model_version.version) for model_version in search_versions(project, client)} - ledger.deleted)
+    known = sorted({int(stored.version) for stored in search_versions(project)} - ledger.deleted)
     raise NotFoundError("version", name=project.name, version=str(version), versions=tuple(known))
 
 
-def resolve(project: Project, version: int | str) -> int:
+def resolve(project: Project, version: int | str, ledger: Ledger | None = None) -> int:
     """Return a version's number: of ``7``, ``"7"``, or of a stage such as ``"prod"`` (by the ledger)."""
-    if _is_number(version):
-        return int(version)
-    return _number(project, Ledger(project.name, read_ledger(project)), version)
-
-
-def _number(project: Project, ledger: Ledger, version: int | str) -> int:
-    if _is_number(version):
+    if isinstance(version, int) or (version.isascii() and version.isdigit()):  # int() reads all digits of Unicode
         return int(version)
     stage = str(version)
     project.raise_for_stage(stage)
-    standing = ledger.standing
+    standing = (ledger or Ledger(project.name, read_ledger(project))).standing
     if stage not in standing:
         filled = tuple(s for s in project.stages if s in standing)
         raise NotFoundError("version_in_stage", name=project.name, stage=stage, filled=filled)
     reads.note("stage", stage, standing[stage].version)
     return standing[stage].version
-
-
-def _is_number(version: int | str) -> bool:
-    return isinstance(version, int) or (version.isascii() and version.isdigit())  # int() reads all digits of Unicode
 
 
 def current(project: Project, stage: str) -> int | None:
@@ -293,7 +258,7 @@ def _version(project: Project, model_version: ModelVersion, standing: Mapping[st
     )
 
 
-@translate_errors
+@store.translate_errors
 def read_lineage(project: Project, version: Version) -> dict[str, str]:
     """Return where a version came from: run, task, notebook, commit, lock, inputs with fingerprints, parameters."""
     run = store.connect(project.tracking_uri).get_run(version.run_id)
@@ -303,10 +268,7 @@ def read_lineage(project: Project, version: Version) -> dict[str, str]:
     return {"run": f"{version.run_id} {run.info.status}", **tags, **params}
 
 
-# --- loading -----------------------------------------------------------------------------------------------------
-
-
-@translate_errors
+@store.translate_errors
 def load_model(project: Project, version: int | str, *, folder: Path | None = None) -> Release:
     """Load a version (by number or stage) through the one verified way.
 
@@ -323,29 +285,14 @@ def load_model(project: Project, version: int | str, *, folder: Path | None = No
     ModelFileError, ModelError, NotFoundError
         Nothing was loaded.
     """
-    client = store.connect(project.tracking_uri)
-    return load_release(project, client, open_ledger(project, client), version, folder=folder)
-
-
-def load_release(
-    project: Project,
-    client: MlflowClient,
-    ledger: Ledger,
-    version: int | str,
-    *,
-    digest: str | None = None,
-    folder: Path | None = None,
-) -> Release:
-    """Load a version as :func:`load_model` does, by a ledger that was read already; ``digest`` is what it must have."""
-    model_version = find(project, client, ledger, version)
-    name = f"Version {model_version.version} of '{project.name}'"
-    manifest = _manifest(project, model_version, ledger, name, digest)
-    model_id = _model_id(model_version, ledger)
+    client, ledger = open_ledger(project)
+    stored = find(project, client, ledger, version)
+    name, model_id, manifest = _read_registered(project, stored, ledger)
     with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="mlops-") as place:
         _download(model_id, str(place))
         files = models.load_model_files(Path(place), manifest, name=name, extra=project.trusted_types)
-    stage = None if _is_number(version) else str(version)
-    return Release(project.name, int(model_version.version), stage, model_id, model_version.run_id or "", files)
+    stage = str(version) if version in project.stages else None
+    return Release(project.name, int(stored.version), stage, model_id, stored.run_id or "", files)
 
 
 def verify_files(project: Project, model_version: ModelVersion, ledger: Ledger) -> str:
@@ -355,10 +302,14 @@ def verify_files(project: Project, model_version: ModelVersion, ledger: Ledger) 
     ------
     ModelFileError, SignatureError
     """
-    name = f"Version {model_version.version} of '{project.name}'"
-    manifest = _manifest(project, model_version, ledger, name)
+    name, model_id, manifest = _read_registered(project, model_version, ledger)
+    return _raise_for_files(model_id, manifest, name)
+
+
+def _raise_for_files(model_id: str, manifest: Mapping[str, Any], name: str) -> str:
+    """Raise ``ModelFileError`` unless a model's files are those of its manifest; return the manifest's digest."""
     with tempfile.TemporaryDirectory() as folder:
-        _download(_model_id(model_version, ledger), folder)
+        _download(model_id, folder)
         models.raise_for_files(Path(folder), manifest, model=name)
     return models.compute_digest(manifest)
 
@@ -369,28 +320,24 @@ def _raise_for_signature(project: Project, digest: str, tags: Mapping[str, str],
     signing.raise_for_signature(text, signature, project.trusted_keys, subject=subject)
 
 
-def _manifest(
-    project: Project, model_version: ModelVersion, ledger: Ledger, name: str, digest: str | None = None
-) -> dict[str, Any]:
-    """Return the manifest that stands on a version, after comparing it with ``digest`` or that of its registration."""
-    if models.MANIFEST_TAG not in model_version.tags:
-        raise ModelFileError("unread", model=name, file="manifest", reason="was never recorded")
+def _read_registered(project: Project, model_version: ModelVersion, ledger: Ledger) -> tuple[str, str, dict[str, Any]]:
+    """Return a version's name for messages, its model and its manifest, all of them as they were registered."""
+    name = f"Version {model_version.version} of '{project.name}'"
+    tags, files = model_version.tags, ledger.files(int(model_version.version))
+    manifest: dict[str, Any] = {}
+    reason = ""
     try:
-        manifest = dict(json.loads(model_version.tags[models.MANIFEST_TAG]))
-    except ValueError as error:
-        raise ModelFileError("unread", model=name, file="manifest", reason="cannot be read") from error
-    entry = ledger.registration(int(model_version.version))
-    registered = entry.digest if entry else model_version.tags.get(models.DIGEST_TAG, "")
-    if models.compute_digest(manifest) != (digest or registered):
-        raise ModelFileError("unread", model=name, file="manifest", reason="is not the one of its registration")
-    _raise_for_signature(project, models.compute_digest(manifest), model_version.tags, name)
-    return manifest
-
-
-def _model_id(model_version: ModelVersion, ledger: Ledger) -> str:
-    """Return the model that was registered, whatever the store says by now."""
-    entry = ledger.registration(int(model_version.version))
-    return entry.model_id if entry else str(model_version.source).removeprefix("models:/")
+        manifest = json.loads(tags[models.MANIFEST_TAG])
+    except KeyError:
+        reason = "was never recorded"
+    except ValueError:
+        reason = "cannot be read"
+    if not reason and models.compute_digest(manifest) != files.get("digest", tags.get(models.DIGEST_TAG, "")):
+        reason = "is not the one of its registration"
+    if reason:
+        raise ModelFileError("unread", model=name, file="manifest", reason=reason)
+    _raise_for_signature(project, models.compute_digest(manifest), tags, name)
+    return name, files.get("model_id", str(model_version.source).removeprefix("models:/")), manifest
 
 
 def _download(model_id: str, folder: str) -> None:

@@ -11,6 +11,7 @@ each with what to do.
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import logging
 import os
@@ -19,9 +20,9 @@ import socket
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import filelock
@@ -35,12 +36,16 @@ from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlops_lib.errors import ProjectError, StoreError
+from mlops_lib.project import Project
 
 CONNECT_TIMEOUT_S = 5.0
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of what is not there: the latter for a malformed id
 BUILDING_LOCK = 0x6D6C6F7073  # key of the advisory lock, per database; "mlops" in ASCII
 # Databases that this process has examined: a file is its URI and inode, so one that was replaced is examined again.
 _examined: set[tuple[str, int]] = set()
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def connect(uri: str) -> MlflowClient:
@@ -150,16 +155,21 @@ def translate_connect_errors(uri: str) -> Iterator[None]:
         raise _unreachable(uri, reason) from cause
 
 
-@contextlib.contextmanager
-def translate_errors(uri: str) -> Iterator[None]:
-    """Turn what MLflow and the database say in the middle of an operation into our error, without the password."""
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError) as error:
-        reason, cause = explain(error, uri)
-        if getattr(error, "error_code", "") == "PERMISSION_DENIED" or "error code 403" in reason:
-            raise StoreError("permission", uri=without_password(uri), reason=reason) from cause
-        raise StoreError("midway", uri=without_password(uri), reason=reason) from cause
+def translate_errors(function: Callable[Concatenate[Project, P], R]) -> Callable[Concatenate[Project, P], R]:
+    """Turn what MLflow and the database say in the middle of ``function`` into our error, without the password."""
+
+    @functools.wraps(function)
+    def call(project: Project, /, *arguments: P.args, **options: P.kwargs) -> R:
+        uri = project.tracking_uri
+        try:
+            return function(project, *arguments, **options)
+        except (MlflowException, SQLAlchemyError) as error:
+            reason, cause = explain(error, uri)
+            if getattr(error, "error_code", "") == "PERMISSION_DENIED" or "error code 403" in reason:
+                raise StoreError("permission", uri=without_password(uri), reason=reason) from cause
+            raise StoreError("midway", uri=without_password(uri), reason=reason) from cause
+
+    return call
 
 
 class ignore_codes:  # noqa: N801 - reads like contextlib.suppress
@@ -236,7 +246,7 @@ def _is_built(connection: Connection) -> bool:
     return bool(connection.scalar(text("select count(*) from experiments")))
 
 
-@cache
+@functools.cache
 def _close_in_forks() -> None:
     """Give a forked process connections of its own: MLflow keeps its engines in a class, and a socket has one user."""
 

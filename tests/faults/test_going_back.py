@@ -41,7 +41,7 @@ def test_going_back_to_files_that_are_gone_is_refused(moved_on: Project, record:
     with pytest.raises(ModelFileError):
         registry.rollback(moved_on, "prod", reason="complaints")
     assert registry.current(moved_on, "prod") == 2
-    assert registry.check_ledger(moved_on).passed
+    assert registry.check_store(moved_on).passed
     client.set_registered_model_alias("toy", "other", "1")
     assert client.get_model_version_by_alias("toy", "other").version in {1, "1"}
     record(

@@ -84,7 +84,7 @@ def raise_unless_sound(project: Project, before: tuple[registry.Entry, ...]) -> 
     assert entries[: len(before)] == before
     assert len(entries) <= len(before) + 1
     assert aliases(project) == {stage: number for stage, number in standing(project).items() if number}
-    report = registry.check_ledger(project)
+    report = registry.check_store(project)
     assert report.passed, str(report)
 
 
@@ -120,14 +120,14 @@ def raise_unless_first_works(project: Project) -> None:
     """Nothing of a first registration that died stands in the way of the next."""
     other = replace(project, name="other")
     assert len(registry.history(other)) <= 1
-    assert registry.check_ledger(other).passed
+    assert registry.check_store(other).passed
 
 
 def raise_unless_done(operation: Callable[[Project], object], project: Project) -> None:
     """Check that the operation has been made, whether before the crash or by its repetition."""
     last = registry.history(project if operation is not register_first else replace(project, name="other"))[-1]
     assert last.action == {"promote": "force", "register_first": "register"}.get(operation.__name__, operation.__name__)
-    assert registry.check_ledger(project).passed
+    assert registry.check_store(project).passed
 
 
 # --- killed for real ---------------------------------------------------------------------------------------------

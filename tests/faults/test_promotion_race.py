@@ -73,7 +73,7 @@ def test_of_many_promoters_from_one_head_exactly_one_wins(
         assert [(type(loser), loser.case) for loser in losers] == [(RefusedError, "head_moved")] * (N_PROCESSES - 1)
         assert all(str(entry) in str(loser) for loser in losers)
     assert aliases(project)["staging"] == entries[-1].version
-    assert registry.check_ledger(project).passed
+    assert registry.check_store(project).passed
     record(4, ours="one wins, the others are told who was faster")
 
 

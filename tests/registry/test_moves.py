@@ -24,6 +24,7 @@ from mlops_lib.errors import (
 )
 from mlops_lib.project import Project
 from mlops_lib.registry import ledger, moves
+from mlops_lib.registry.verdicts import verdict_digest
 
 pytestmark = pytest.mark.usefixtures("version")
 
@@ -178,7 +179,7 @@ def test_a_promotion_needs_the_approval_of_somebody_else_and_uses_it_up(careful:
         registry.promote(careful, 1, "prod")
     approval = registry.approve(bob, 1, "prod", reason="read the report")
     assert (approval.action, approval.actor, approval.stage) == ("approve", "bob", "prod")
-    assert approval.verdict == registry.verdict_digest(registry.load_verdict(careful, 1))
+    assert approval.verdict == verdict_digest(registry.load_verdict(careful, 1))
     assert registry.promote(careful, 1, "prod").verdict == approval.verdict
     register_model(careful, C=0.9)
     force_to_prod(careful_without_approvals(careful), 2)
@@ -330,7 +331,7 @@ def test_a_version_that_nothing_needs_is_deleted_and_its_entries_stay(two: Proje
     with raises(NotFoundError, "version"):
         promote_by_force(two, 2, "staging")
     assert [e.version for e in registry.history(two) if e.action in ("register", "delete")] == [1, 2, 3, 2]
-    assert registry.check_ledger(two).passed
+    assert registry.check_store(two).passed
     assert clone(two, 1) == [4]
 
 

@@ -207,7 +207,7 @@ def test_a_version_with_a_passed_verdict_moves_stage_by_stage(project: Project) 
     assert verdict.passed
     entry = registry.promote(project, 1, "staging", reason="best of one")
     assert (entry.action, entry.from_version, entry.reason) == ("promote", None, "best of one")
-    assert entry.verdict == registry.verdict_digest(verdict)
+    assert entry.verdict == verdicts.verdict_digest(verdict)
     assert registry.promote(project, 1, "prod").reason == "gates passed"
     assert standing(project) == {"dev": 1, "staging": 1, "prod": 1} == aliases(project)
     assert [e.stage for e in registry.history(project)] == ["dev", "staging", "prod"]

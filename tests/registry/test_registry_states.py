@@ -20,7 +20,8 @@ from stages import aliases, force_to_prod, standing
 from mlops_lib import data, registry, tracking
 from mlops_lib.errors import MlopsError
 from mlops_lib.project import Project
-from mlops_lib.registry import Ledger
+from mlops_lib.registry.entries import Ledger
+from mlops_lib.registry.verdicts import verdict_digest
 from mlops_lib.report import Report, Row
 
 STAGES = ("dev", "staging", "prod")
@@ -165,7 +166,7 @@ class Registry(RuleBasedStateMachine):
         verdict = Report("Gates", (Row("x", 1.0, ">= 0", "passed" if passes else "failed"),), facts)
         with tracking.start_run(self.project):
             registry.log_verdict(self.project, version, verdict)
-        self.model.verdicts[version] = (registry.verdict_digest(verdict), passes, self.model.champion)
+        self.model.verdicts[version] = (verdict_digest(verdict), passes, self.model.champion)
 
     @rule(version=versions, stage=stages, actor=actors, force=forces, dies=deaths)
     def promote(self, version: int, stage: str, actor: str, force: bool, dies: int | None) -> None:
@@ -221,7 +222,7 @@ class Registry(RuleBasedStateMachine):
             for moment in (time, later - timedelta(microseconds=1)):
                 found = registry.as_of(self.project, moment)
                 assert {stage: entry.version if entry else None for stage, entry in found.items()} == was
-        report = registry.check_ledger(self.project)
+        report = registry.check_store(self.project)
         assert report.passed, str(report)
         known = {v.version for v in registry.list_versions(self.project)}
         assert set(self.model.digests) <= known

@@ -66,8 +66,9 @@ def test_a_sound_store_passes_on_every_kind_of_store(any_store_project: Project)
     assert repair_store(any_store_project) == ()
 
 
-def test_a_store_in_which_nothing_is_registered_passes(project: Project) -> None:
-    assert check_store(project).passed
+def test_a_store_in_which_nothing_is_registered_passes(any_store_project: Project) -> None:
+    assert check_store(any_store_project).passed
+    assert repair_store(any_store_project) == ()
 
 
 def test_only_versions_in_stages_are_compared_unless_all_are_asked_for(

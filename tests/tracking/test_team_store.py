@@ -11,7 +11,7 @@ from mlops_lib import data, registry, tracking
 from mlops_lib.errors import RefusedError
 from mlops_lib.gates import check_gates
 from mlops_lib.project import Project
-from mlops_lib.registry.verdicts import VERDICT_FILE, VERDICT_TAG
+from mlops_lib.registry.verdicts import VERDICT_FILE, VERDICT_TAG, verdict_digest
 from mlops_lib.report import Report
 from mlops_lib.tracking import store
 
@@ -38,7 +38,7 @@ def test_a_version_is_promoted_on_its_verdict_and_refused_without_one(any_store_
     with pytest.raises(RefusedError, match=r"there is no verdict on it"):
         registry.promote(project, version, "staging")
     verdict = judge(project, version)
-    assert registry.promote(project, version, "staging").verdict == registry.verdict_digest(verdict)
+    assert registry.promote(project, version, "staging").verdict == verdict_digest(verdict)
     assert registry.get_version(project, version).stages == ("dev", "staging")
     assert int(client.get_model_version_by_alias(project.name, "staging").version) == version
 
