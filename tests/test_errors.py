@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_lib import errors
+from mlops_lib import errors, wording
 
 # Made with facts as the library gives them, beside the text that a person gets.
 MESSAGES: list[tuple[errors.MlopsError, str]] = [
@@ -619,8 +619,8 @@ def find_errors(source: str) -> Iterator[tuple[str, str, str]]:
             facts = {keyword.arg for keyword in node.keywords}
             if len(node.args) > 1 or text is None:
                 yield name, case, "has no such case"
-            elif facts != errors.facts_of(text):
-                differing = sorted(map(str, facts ^ errors.facts_of(text)))
+            elif facts != wording.facts_of(text):
+                differing = sorted(map(str, facts ^ wording.facts_of(text)))
                 yield name, case, f"line {node.lineno}: {differing} are missing or too many"
             else:
                 yield name, case, ""
@@ -698,7 +698,7 @@ def test_an_error_is_not_made_with_other_facts_than_those_of_its_text() -> None:
 
 def test_facts_are_found_wherever_a_text_names_them() -> None:
     text = "{path.name:near siblings} {missing[0]!r} {value:.2f} {line:if  (line {number}: %)|nowhere} {{not}} {a}{a}"
-    assert errors.facts_of(text) == {"path", "siblings", "missing", "value", "line", "number", "a"}
+    assert wording.facts_of(text) == {"path", "siblings", "missing", "value", "line", "number", "a"}
 
 
 def test_an_error_keeps_its_facts_and_its_notes() -> None:
@@ -718,10 +718,10 @@ def test_a_fact_is_never_read_as_a_template() -> None:
 
 
 def test_nearest_proposes_nothing_for_a_name_unlike_all_others() -> None:
-    assert errors.nearest("prd", ("dev", "prod")) == " Did you mean 'prod'?"
-    assert errors.nearest("xyz", ("dev", "prod")) == ""
+    assert wording.nearest("prd", ("dev", "prod")) == " Did you mean 'prod'?"
+    assert wording.nearest("xyz", ("dev", "prod")) == ""
 
 
 def test_long_lists_are_cut_and_counted() -> None:
-    assert errors.listed(range(15), limit=3) == "0, 1, 2 and 12 more"
-    assert errors.listed([]) == "none"
+    assert wording.listed(range(15), limit=3) == "0, 1, 2 and 12 more"
+    assert wording.listed([]) == "none"

@@ -21,8 +21,9 @@ import pyarrow as pa
 from mlops_lib.contracts.contract import Column, Contract
 from mlops_lib.contracts.reading import Cells, Format, Mask, describe_kind, name_kind, read_cells
 from mlops_lib.contracts.rules import find_broken
-from mlops_lib.errors import ContractError, listed
+from mlops_lib.errors import ContractError
 from mlops_lib.report import Report, Row, Status
+from mlops_lib.wording import listed
 
 _SCALE_QUANTILE = 0.9  # the upper decile of |x| moves far less with the season than the median, near zero above all
 _SCALE_MIN_VALUES = 30  # fewer nonzero values say nothing about units

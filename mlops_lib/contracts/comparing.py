@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from mlops_lib.contracts.contract import Column, Contract
 from mlops_lib.contracts.reading import name_kind
 from mlops_lib.contracts.rules import POLICIES, Rule
-from mlops_lib.errors import listed
 from mlops_lib.report import Report, Row, Status
+from mlops_lib.wording import listed
 
 
 def compare_contracts(champion: Contract, candidate: Contract) -> Report:

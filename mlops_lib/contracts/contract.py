@@ -18,8 +18,9 @@ from pydantic import BeforeValidator, Field
 from mlops_lib.contracts.reading import KINDS, Cells, Kind, read_cells
 from mlops_lib.contracts.records import FromList, Share, record
 from mlops_lib.contracts.rules import POLICIES, Policy, Rule, raise_for_expression
-from mlops_lib.errors import ContractError, NotFoundError, listed
+from mlops_lib.errors import ContractError, NotFoundError
 from mlops_lib.report import table_lines
+from mlops_lib.wording import listed
 
 
 @record

@@ -19,7 +19,8 @@ from mlops_lib.contracts.checking import (
 )
 from mlops_lib.contracts.contract import Column, Contract
 from mlops_lib.contracts.reading import KINDS, infer_kind, read_cells
-from mlops_lib.errors import ContractError, listed
+from mlops_lib.errors import ContractError
+from mlops_lib.wording import listed
 
 
 def infer_contract(

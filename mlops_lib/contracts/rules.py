@@ -12,7 +12,8 @@ from pydantic import Field
 
 from mlops_lib.contracts.reading import Cells, Mask
 from mlops_lib.contracts.records import record
-from mlops_lib.errors import ContractError, listed
+from mlops_lib.errors import ContractError
+from mlops_lib.wording import listed
 
 Policy = Literal["warn", "reject", "stop"]  # from mild to severe
 POLICIES: tuple[Policy, ...] = get_args(Policy)

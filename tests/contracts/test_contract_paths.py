@@ -23,6 +23,7 @@ from sklearn.dummy import DummyRegressor
 from mlops_lib import contracts, data, registry
 from mlops_lib.programs import service
 from mlops_lib.project import Project
+from mlops_lib.task import regression
 
 # What a path that cannot carry an input may say when it is tried.
 Unbuilt = (pa.ArrowException, TypeError, ValueError, OverflowError, NotImplementedError)
@@ -129,7 +130,9 @@ def client(registered: Project) -> Iterator[TestClient]:
     release = registry.load_model(registered, 1)
     model = DummyRegressor(strategy="constant", constant=0.5).fit([[0]], [0.5])
     metadata = {**release.files.metadata, "mlops": {**release.files.metadata["mlops"], "features": CONTRACT.features}}
-    files = replace(release.files, contract=json.loads(CONTRACT.to_json()), model=model, metadata=metadata)
+    files = replace(
+        release.files, contract=json.loads(CONTRACT.to_json()), model=model, metadata=metadata, task=regression()
+    )
     with TestClient(service.create_app(replace(release, files=files))) as client:
         yield client
 

@@ -92,7 +92,7 @@ class BatchScorer:
             good = good[~again]
         empty = np.empty((0, len(self.task.classes)) if self.task.kind == "multiclass" else 0)
         score = np.asarray(self.predict(good[list(self.features)]), dtype=float) if len(good) else empty
-        finite = np.isfinite(score).reshape(len(score), -1).all(axis=1)
+        finite = np.isfinite(score) if score.ndim == 1 else np.isfinite(score).all(axis=1)
         if not finite.all():
             aside.append(_explain(good.index[~finite], "score.finite", f"version {self.version} gives no finite score"))
             good, score = good[finite], score[finite]

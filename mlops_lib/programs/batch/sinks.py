@@ -24,12 +24,13 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from mlops_lib import data
-from mlops_lib.errors import BatchError, listed
+from mlops_lib.errors import BatchError
 from mlops_lib.programs.batch import sql
 from mlops_lib.programs.batch.result import ScoreResult
 from mlops_lib.programs.batch.sources import FolderSource, split_address
 from mlops_lib.registry import Release
 from mlops_lib.tracking import store
+from mlops_lib.wording import listed
 
 # Ids and scores differ in every row: a dictionary of them would be built for nothing.
 _INSERT_ROWS = 10_000

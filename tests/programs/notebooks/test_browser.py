@@ -144,7 +144,7 @@ def test_jupyterlab_runs_all_cells_of_the_training_notebook(tmp_path: Path, scre
     outputs = [output for cell in code for output in cell["outputs"]]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     assert not [output for output in outputs if output["output_type"] == "error"]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
 
 
 def wait_for_version(project: Project, tab: Any) -> list[registry.Version]:
