@@ -272,7 +272,7 @@ def test_a_project_goes_all_the_way_round(project: Project, case: Case, monkeypa
 
     compared = gates.compare_versions(project, 1, 3, periods=["p2"]).tables["metrics"].set_index("metric")
     assert list(compared.index) == measured
-    monkeypatch.setattr("mlops_lib.cli.commands._project", lambda _: project)
+    monkeypatch.setattr("mlops_lib.project.load_project", lambda _: project)
     shown = CliRunner().invoke(cli.main, ["show", "prod"]).output
     assert str(release.task) in shown
     registry.rollback(project, "prod", reason="it drifted")
@@ -366,7 +366,7 @@ def test_slices_are_measured_with_and_without_a_gate_for_them(
     assert set(judged["slice"]) == set(plain["slice"]) == set(alone["slice"]) == {"north", "south"}
     assert judged["difference"].tolist() == plain["difference"].tolist()
     assert "difference" not in alone
-    assert (margin, nothing) == (case.slice_margin, 0.0)
+    assert (margin, nothing) == (case.margin, 0.0)
 
 
 def only(gate: Any, evidence: Evidence) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -97,7 +97,7 @@ def collect_evidence(project: Project, candidate: Release, champion: Release | N
         When the champion tells other classes apart, or predicts something else: their scores cannot be compared.
     """
     task = candidate.task
-    if champion is not None and replace(champion.task, threshold=task.threshold) != task:
+    if champion is not None and _what_is_asked(champion.task) != _what_is_asked(task):
         reason = f"is asked for '{champion.task}', version {candidate.version} for '{task}': nothing compares them"
         raise TaskError(subject=f"Version {champion.version} of '{champion.name}'", reason=reason)
     contract = read_contract(candidate)
@@ -128,3 +128,8 @@ def read_contract(release: Release) -> contracts.Contract | None:
 def status_of(holds: bool) -> Status:
     """Return the status of what holds or does not."""
     return "passed" if holds else "failed"
+
+
+def _what_is_asked(task: Task) -> tuple[object, ...]:
+    """Return what two models must have in common to be compared: everything but the operating point."""
+    return task.kind, task.classes, task.positive

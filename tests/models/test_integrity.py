@@ -105,6 +105,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         skops_trusted_types=models.list_trusted_types(model),
         metadata={"mlops": {"task": task_of(model).to_dict()}},
         input_example=X.head(2),
+        pyfunc_predict_fn=task_of(model).predict_method,
         pip_requirements=["scikit-learn"],
     )
     (folder / models.WARMUP_FILE).write_text(models.warmup_json(task_of(model), model, X.head()))

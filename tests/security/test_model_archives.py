@@ -103,7 +103,9 @@ def test_a_small_file_that_would_fill_the_memory_is_refused_before_it_is_read(
     assert bomb.stat().st_size < 1 << 20
     sklearn = {"serialization_format": "skops", "pickled_model": "model.skops", "sklearn_version": "1.9.1"}
     flavors = {"sklearn": sklearn, "python_function": {"loader_module": "mlflow.sklearn", "env": {}}}
-    (tmp_path / "MLmodel").write_text(yaml.safe_dump({"flavors": flavors}))
+    (tmp_path / "MLmodel").write_text(
+        yaml.safe_dump({"flavors": flavors, "metadata": {"mlops": {"task": {"kind": "regression"}}}})
+    )
     (tmp_path / "warmup.json").write_text('{"rows": [[1]]}')
 
     command = [sys.executable, "-c", LIMITED, str(tmp_path)]
