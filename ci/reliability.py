@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 CASES = {
     1: "Two or six processes use a fresh SQLite store at once",
     2: "The first use of a store is killed",
-    3: "Eight processes register fifteen versions each",
+    3: "Many processes register versions at once",
     4: "Two people promote from the same champion",
     5: "A promotion or rollback dies between any two of its steps",
     6: "The server commits, its answer is lost, the client asks again",

@@ -238,7 +238,7 @@ def plant(folder: Path) -> Path:
     (folder / "code").mkdir()
     (folder / "code/evilmod.py").write_text(
         f"open({str(sentinel)!r}, 'w').close()\n"
-        "def _load_pyfunc(path): return type('Evil', (), {'predict': lambda self, rows: rows})()\n"
+        "def _load_pyfunc(path): return type('Evil', (), {'predict_proba': lambda self, rows: rows})()\n"
     )
     return sentinel
 
