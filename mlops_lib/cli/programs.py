@@ -248,16 +248,15 @@ def check(names: tuple[str, ...], force: bool, update: bool, as_json: bool, **li
     print_answer(report, as_json)
 
 
-@command
+@click.command()
 @click.argument("input_path", metavar="INPUT")
 @click.argument("output_path", metavar="OUTPUT")
 @click.option("--stage", "stages", multiple=True, help="Stage whose version scores; default prod. May be repeated.")
 @click.option("--version", "versions", multiple=True, type=int, help="Score with this version. May be repeated.")
 @click.option("--rows", type=click.IntRange(min=1), help="Score only the first so many rows: a smoke test.")
 @spark_option
-def score(
-    project: Project, input_path: str, output_path: str, rows: int | None, master: str | None, **which: Any
-) -> Answer:
+@json_option
+def score(input_path: str, output_path: str, rows: int | None, master: str | None, as_json: bool, **which: Any) -> None:
     """Score a table; rows that break the contract are set aside with their reasons.
 
     INPUT is a Parquet or CSV file, a folder of Parquet files, or URL::TABLE or URL::SELECT of a database. OUTPUT is a
@@ -267,12 +266,14 @@ def score(
     Example: mlops score data/arrivals/2013-05.parquet scored.parquet --stage prod
     Example: mlops score data/arrivals/2013-05.parquet "scored-{version}.parquet" --stage prod --stage dev
     """
-    # Read when pyarrow is imported. Its own allocator keeps some 40 MiB of what a batch has freed, and is no faster.
+    # Both before the project file is read, which imports pyarrow and MLflow. Arrow's own allocator keeps some 40 MiB of
+    # what a batch has freed, and is no faster; skops looks for names in every module that is there, for half a second.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    import skops.io  # noqa: F401 - before MLflow: it looks for names in every module that is there, for half a second
+    import skops.io  # noqa: F401
 
     from mlops_lib.programs import batch
 
+    project = load_project()
     versions: list[int | str] = [*which["stages"], *which["versions"]] or [project.production]
     if master:
         from mlops_lib.programs.batch import spark
@@ -285,7 +286,7 @@ def score(
             results = batch.score_versions(project, versions, input_path, output_path, rows=rows, progress=progress)
     values = [asdict(result) for result in results]
     lines = [line for result in results for line in (str(result), f"predictions: {result.output}")]
-    return Answer(values if len(values) > 1 else values[0], lines)
+    print_answer(Answer(values if len(values) > 1 else values[0], lines), as_json)
 
 
 @click.command()

@@ -205,6 +205,20 @@ def test_only_the_first_rows_are_scored_when_asked(mlops: Mlops) -> None:
     assert mlops("score", "data/arrivals/p2.parquet", "x.parquet", "--stage", "dev", "--rows", 0).exit_code == 2
 
 
+def test_scoring_prepares_memory_and_skops_before_the_project_file_is_read(
+    mlops: Mlops, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The project file imports pyarrow, which reads its variable then, and MLflow, which makes skops' import slow."""
+    monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)
+    monkeypatch.delitem(sys.modules, "skops.io", raising=False)
+    file = Path(os.environ["MLOPS_PROJECT"])
+    seen = (
+        "import os, sys\nraise SystemExit(f\"{'skops.io' in sys.modules} {os.getenv('ARROW_DEFAULT_MEMORY_POOL')}\")\n"
+    )
+    file.write_text(seen + file.read_text())
+    assert "True system" in mlops("score", "in.parquet", "out.parquet").output
+
+
 def test_ingest_calls_the_projects_function(mlops: Mlops, project: Project) -> None:
     assert mlops("ingest").exit_code == 2
     write_project(project, ingest='lambda: ("p1", "p2", "p3")')
