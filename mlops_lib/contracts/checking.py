@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from mlops_lib import data
 from mlops_lib.contracts.contract import Column, Contract
 from mlops_lib.contracts.reading import Cells, Format, Mask, describe_kind, name_kind, read_cells
 from mlops_lib.contracts.rules import find_broken
@@ -100,18 +101,23 @@ def _list_values(values: pd.Series[Any]) -> list[str]:
 
 
 def split_batch(contract: Contract, batch: pa.RecordBatch | pa.Table) -> Split:
-    """Split an Arrow batch as :func:`split_rows` does, without the losses of a conversion to plain pandas.
-
-    Batches that ``data.read_batches`` made of a CSV say so in their metadata, and are read as text.
-    """
-    frame, format = _read_batch(batch)
+    """Split an Arrow batch as :func:`split_rows` does; what ``data.read_batches`` marked as text is read so."""
+    frame, format = _read_batch(contract, batch)
     return split_rows(contract, frame, format=format)
 
 
-def _read_batch(batch: pa.RecordBatch | pa.Table) -> tuple[pd.DataFrame, Format]:
-    """Return an Arrow batch as the DataFrame and format that :func:`split_rows` takes, its types kept."""
-    format: Format = "csv" if (batch.schema.metadata or {}).get(b"format") == b"csv" else "table"
-    return batch.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True), format
+def _read_batch(contract: Contract, batch: pa.RecordBatch | pa.Table) -> tuple[pd.DataFrame, Format]:
+    """Return an Arrow batch as the DataFrame and format that :func:`split_rows` takes."""
+    frame, texts = data.to_frame(batch), [field.name for field in batch.schema if data.is_text(field)]
+    if len(texts) == len(batch.schema):
+        return frame, "csv"
+    kinds = {**contract.key_kinds, **{column.name: column.kind for column in contract.columns}}
+    for name in texts:  # they stand in the names of folders; the others have types
+        if kinds.get(name, "string") != "string":
+            cells = read_cells(frame[name], kinds[name], "csv")
+            known, values = ~(cells.null | cells.bad), pd.Series(cells.values, frame.index).astype(object)
+            frame[name] = values.where(known, frame[name].astype(object))
+    return frame, "table"
 
 
 def split_rows(contract: Contract, frame: pd.DataFrame, *, format: Format = "table") -> Split:
@@ -170,7 +176,7 @@ def read_key_cells(contract: Contract, frame: pd.DataFrame, format: Format = "ta
 
 def read_keys(contract: Contract, batch: pa.RecordBatch | pa.Table) -> pd.DataFrame:
     """Return the sound keys of an Arrow batch, as they stand in :attr:`Split.good`: to look for the same key twice."""
-    frame, format = _read_batch(batch)
+    frame, format = _read_batch(contract, batch)
     cells = read_key_cells(contract, frame, format)
     unsound = np.any([frame[key].isna().to_numpy() for key in contract.keys], axis=0)
     for column in cells.values():

@@ -19,6 +19,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlops_lib.data import survives
+
 Mask = npt.NDArray[np.bool_]
 # What the values of a table mean: their types count; all are text; types count, but times are text.
 Format = Literal["table", "csv", "json"]
@@ -27,13 +29,14 @@ Kind = Literal["number", "integer", "boolean", "string", "datetime"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _EXACT = 2**53  # integers up to here survive float64
 _INT64 = 2**63 - 1
+_MAX_BYTES = 2**20  # of a text: a longer one is its row's fault, not the end of the process
 # Spellings of a missing value in a CSV, except in a column of strings, where only an empty field without quotes is one.
 _MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")
 _TEXT_NEEDS = {
     "number": "a number such as 1.5",
     "integer": "an integer such as 3",
     "boolean": "true or false",
-    "string": "a string",
+    "string": "a string of at most 1 MB",
     "datetime": "a time without zone such as 2024-01-31T17:05:00",
 }
 
@@ -54,7 +57,7 @@ def name_kind(kind: str) -> str:
 
 def describe_kind(kind: str, format: Format = "table") -> str:
     """Return what a value of this kind must be, for people."""
-    if format == "csv" or (format == "json" and kind == "datetime"):
+    if format == "csv" or kind == "string" or (format == "json" and kind == "datetime"):
         return _TEXT_NEEDS[kind]
     return f"{name_kind(kind)} without loss"
 
@@ -65,7 +68,7 @@ def infer_kind(series: pd.Series[Any]) -> Kind | None:
     if isinstance(series.dtype, pd.CategoricalDtype):
         return infer_kind(pd.Series(series.dtype.categories))
     by_type = {"b": "boolean", "i": "integer", "u": "integer", "f": "number", "M": "datetime", "U": "string"}
-    by_value = {"floating": "number", "mixed-integer-float": "number", "date": "datetime"}
+    by_value = {"floating": "number", "mixed-integer-float": "number", "date": "datetime", "decimal": "number"}
     found = pd.api.types.infer_dtype(series, skipna=True)
     kind = by_type.get(series.dtype.kind, by_value.get(found, found))
     return next((known for known in KINDS if known == kind), None)
@@ -73,6 +76,15 @@ def infer_kind(series: pd.Series[Any]) -> Kind | None:
 
 def read_cells(series: pd.Series[Any], kind: str, format: Format = "table") -> Cells:
     """Read a column as its kind: by its type where that settles it, else value by value."""
+    cells = _read_cells(series, kind, format)
+    if kind == "string" and len(cells.null):
+        text = pa.array(cells.values)
+        if text.nbytes > _MAX_BYTES:  # else none of them is
+            cells.bad |= _mask(pc.fill_null(pc.greater(pc.binary_length(text), _MAX_BYTES), False)) & ~cells.null
+    return cells
+
+
+def _read_cells(series: pd.Series[Any], kind: str, format: Format) -> Cells:
     if format == "csv":
         return _read_csv(series, kind)
     if format == "json" and kind == "datetime":
@@ -80,7 +92,7 @@ def read_cells(series: pd.Series[Any], kind: str, format: Format = "table") -> C
     series = _decode(series)
     dtype: Any = series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        levels = read_cells(pd.Series([*dtype.categories, None], dtype=object), kind)
+        levels = _read_cells(pd.Series([*dtype.categories, None], dtype=object), kind, "table")
         codes = series.cat.codes.to_numpy()  # -1, a null, takes the None at the end
         return Cells(levels.values.take(codes), levels.null[codes], levels.bad[codes])
     return _read_typed(series, dtype, kind) or _read_objects(np.asarray(series, dtype=object), kind)
@@ -168,7 +180,7 @@ def _read_number(value: object) -> float | None:
     if isinstance(value, (int, np.integer)) and not _is_bool(value):
         return float(value) if -_EXACT <= int(value) <= _EXACT else None
     if isinstance(value, Decimal):
-        return float(value) if abs(value) <= _EXACT and float(value) == value else None
+        return float(value) if abs(value) <= _EXACT and survives(value, float(value)) else None
     if isinstance(value, (float, np.floating)):
         return float(value) if float(value) == value else None
     return None

@@ -14,25 +14,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlops_lib.data.labelled import read_labelled, read_labels
-    from mlops_lib.data.tables import (
+    from mlops_lib.data.reading import (
+        BATCH_BYTES,
         BATCH_ROWS,
-        PARQUET,
-        atomic_write,
         count_rows,
         fingerprint_file,
+        is_parquet,
+        is_text,
+        join_batches,
+        list_files,
+        mark_text,
+        raise_for_columns,
+        read_batches,
+        read_partition,
+        read_schema,
+        read_table,
+        survives,
+        to_frame,
+    )
+    from mlops_lib.data.tables import (
+        PARQUET,
+        atomic_write,
         fingerprint_frame,
         fingerprint_function,
         hash_rows,
-        raise_for_columns,
-        read_batches,
-        read_schema,
-        read_table,
         split_by_time,
         translate_write_errors,
         write_table,
     )
 
 __all__ = [
+    "BATCH_BYTES",
     "BATCH_ROWS",
     "PARQUET",
     "atomic_write",
@@ -41,20 +53,30 @@ __all__ = [
     "fingerprint_frame",
     "fingerprint_function",
     "hash_rows",
+    "is_parquet",
+    "is_text",
+    "join_batches",
+    "list_files",
+    "mark_text",
     "raise_for_columns",
     "read_batches",
     "read_labelled",
     "read_labels",
+    "read_partition",
     "read_schema",
     "read_table",
     "split_by_time",
+    "survives",
+    "to_frame",
     "translate_write_errors",
     "write_table",
 ]
+_TABLES = {"PARQUET", "atomic_write", "fingerprint_frame", "fingerprint_function", "hash_rows"}
+_TABLES |= {"split_by_time", "translate_write_errors", "write_table"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(name)
-    file = "labelled" if name in ("read_labelled", "read_labels") else "tables"
+    file = "labelled" if name in ("read_labelled", "read_labels") else "tables" if name in _TABLES else "reading"
     return getattr(importlib.import_module(f"mlops_lib.data.{file}"), name)

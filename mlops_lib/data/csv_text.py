@@ -14,7 +14,8 @@ import pyarrow.csv as pacsv
 from mlops_lib.data import reads
 from mlops_lib.errors import TableError
 
-_SERIAL = pacsv.ReadOptions(use_threads=False)  # or Arrow does not know which row it reads
+# Not in threads, or Arrow does not know which row it reads; a row must fit into a block.
+_SERIAL = pacsv.ReadOptions(use_threads=False, block_size=2**24)
 _OPEN_QUOTE = "a quote is opened and never closed"
 _END = "\x04"  # "end of transmission": what stands in the line behind the last one
 
@@ -81,8 +82,8 @@ def read_header(path: Path) -> list[str]:
     return names
 
 
-def read_csv_batches(path: Path, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    """Yield a CSV as batches of text, null where a field is empty and not quoted; their metadata say so.
+def read_csv_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield a CSV as batches of text, null where a field is empty and not quoted.
 
     Raises
     ------
@@ -111,7 +112,7 @@ def read_csv_batches(path: Path, columns: Sequence[str] | None) -> Iterator[pa.R
             for batch in pacsv.open_csv(file, _SERIAL, parse, convert):
                 if last is not None:
                     yield last
-                last = batch.replace_schema_metadata({"format": "csv"})
+                last = batch
     except pa.ArrowInvalid:
         if not ragged:
             raise

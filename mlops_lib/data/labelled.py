@@ -11,7 +11,7 @@ from datetime import datetime
 import numpy as np
 import pandas as pd
 
-from mlops_lib.data.tables import read_schema, read_table
+from mlops_lib.data.reading import read_schema, read_table
 from mlops_lib.errors import QualityError
 from mlops_lib.project import Project
 

@@ -1,8 +1,6 @@
-"""Tables in and out: Parquet and CSV, whole or in batches, written atomically and fingerprinted in full.
+"""Tables written atomically, fingerprinted in full, and split in time.
 
-A file is read whole or refused with the reason: cut in half, empty, or without a column that is needed. A table is
-written to a temporary file, synced and renamed, so nobody ever sees half of it. A CSV is UTF-8 with commas and a
-header; its batches are text, for a contract to read: the type of its first rows says nothing of the others.
+A table is written to a temporary file, synced and renamed, so nobody ever sees half of it.
 
 >>> from mlops_lib import data
 >>> import pandas as pd, pathlib, tempfile
@@ -19,7 +17,7 @@ import hashlib
 import inspect
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,20 +25,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlops_lib.data import reads
-from mlops_lib.data.csv_text import read_csv_batches, read_header
-from mlops_lib.errors import (
-    GateError,
-    NotFoundError,
-    QualityError,
-    TableError,
-    WriteError,
-)
+from mlops_lib.errors import GateError, TableError, WriteError
 
-BATCH_ROWS = 65_536
 # With checksums: without them, changed bytes in a page of numbers are read as other numbers.
 PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
@@ -93,154 +81,6 @@ def write_table(frame: pd.DataFrame, path: Path | str) -> Path:
     with atomic_write(path) as file:
         pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), file, **PARQUET)
     return path
-
-
-def read_table(
-    paths: Path | str | Sequence[Path], *, columns: Sequence[str] | None = None, required: Iterable[str] = ()
-) -> pd.DataFrame:
-    """Read one Parquet or CSV file, or several of one kind one below the other.
-
-    Parameters
-    ----------
-    paths : path or sequence of paths
-    columns : sequence of str, optional
-        Read only these (Parquet).
-    required : iterable of str
-        Columns without which the table is refused.
-
-    Returns
-    -------
-    DataFrame of shape (n_rows, n_columns)
-
-    Raises
-    ------
-    NotFoundError, TableError, QualityError
-        Each names the file. Nothing was changed.
-    """
-    several = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    if not several:
-        raise QualityError("no_rows", what="an empty list of tables")
-    needed = [*required, *(columns or ())]
-    frames: list[pd.DataFrame] = []
-    for path in several:
-        raise_for_columns(path, needed)
-        table = pa.Table.from_batches(list(read_batches(path, columns=columns)))
-        frames.append((_infer_types(table) if path.suffix == ".csv" else table).to_pandas())
-    return pd.concat(frames, ignore_index=True)
-
-
-def raise_for_columns(name: Path | str, needed: Iterable[str], have: Sequence[str] | None = None) -> None:
-    """Raise unless a table has every column in ``needed``, and none of its columns twice.
-
-    Parameters
-    ----------
-    name : path or str
-        A file, whose header is read, or what messages call the table.
-    needed : iterable of str
-    have : sequence of str, optional
-        The columns of a table that is no file.
-
-    Raises
-    ------
-    TableError
-    """
-    have = read_schema(name).names if have is None else have
-    missing = tuple(dict.fromkeys(column for column in needed if column not in have))
-    if missing:
-        raise TableError("columns", path=name, missing=missing, columns=tuple(have))
-    repeated = tuple(dict.fromkeys(column for column in have if list(have).count(column) > 1))
-    if repeated:
-        raise TableError("repeated_columns", path=name, columns=repeated)
-
-
-def read_batches(
-    path: Path | str, *, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
-) -> Iterator[pa.RecordBatch]:
-    """Yield a table as Arrow batches of at most ``batch_rows`` rows, in order and in constant memory.
-
-    Batches of a CSV hold text, null where a field is empty and not quoted, and say so in their schema's metadata.
-
-    Raises
-    ------
-    NotFoundError, TableError
-        Before the first batch for a missing, cut or empty file; later for a damaged row group, bytes that are no text
-        and a row of a CSV that does not fit its header.
-    """
-    path = Path(path)
-    n_rows = 0
-    with _translate_read_errors(path):
-        reads.note("file", str(path.resolve()), lambda: fingerprint_file(path))
-        for batch in _batches(path, columns, batch_rows):
-            if batch.num_rows:
-                n_rows += batch.num_rows
-                yield batch
-    if n_rows == 0:
-        raise TableError("no_rows", path=path)
-
-
-def count_rows(path: Path | str) -> int | None:
-    """Return the number of rows that a Parquet file's footer states, or None for a CSV file."""
-    path = Path(path)
-    with _translate_read_errors(path):
-        return int(pq.read_metadata(path).num_rows) if path.suffix == ".parquet" else None
-
-
-def _batches(path: Path, columns: Sequence[str] | None, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    names = list(columns) if columns is not None else None
-    if path.suffix == ".parquet":
-        # Buffered: a column of a large row group is not read as a whole, nor kept when its row group is done.
-        options: dict[str, Any] = {"buffer_size": 2**17, "pre_buffer": False, "page_checksum_verification": True}
-        with pq.ParquetFile(path, **options) as file:
-            yield from file.iter_batches(batch_size=batch_rows, columns=names)
-    else:
-        yield from read_csv_batches(path, names)
-
-
-def _infer_types(table: pa.Table) -> pa.Table:
-    """Give each column of text the one type that all its values have; without a contract there is nothing better."""
-    for index, name in enumerate(table.column_names):
-        text = table.column(index)
-        missing = pc.is_in(text, pa.array(["", "NA", "N/A", "NaN", "nan", "null", "NULL"]))
-        values = pc.if_else(missing, None, text)
-        if bool(pc.any(pc.match_substring_regex(values, "^-?0[0-9xX]")).as_py()):  # 007 is a name, not a number
-            continue
-        for kind in (pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us")):
-            with contextlib.suppress(pa.ArrowInvalid):
-                table = table.set_column(index, name, values.cast(kind))
-                break
-    return table.replace_schema_metadata(None)
-
-
-def read_schema(path: Path | str) -> pa.Schema:
-    """Return names and types of a file's columns, by reading its header only."""
-    path = Path(path)
-    with _translate_read_errors(path):
-        if path.suffix == ".parquet":
-            return pq.read_schema(path)
-        return pa.schema([(name, pa.string()) for name in read_header(path)])
-
-
-@contextlib.contextmanager
-def _translate_read_errors(path: Path) -> Iterator[None]:
-    """Turn what Arrow and the system say of a file into our errors."""
-    if path.suffix not in (".parquet", ".csv"):
-        raise TableError("file", path=path, reason=f"its name ends in '{path.suffix}', not .parquet or .csv")
-    if not path.is_file():
-        siblings = tuple(sorted(p.name for p in path.parent.glob(f"*{path.suffix}")))
-        raise NotFoundError("table", path=path, siblings=siblings)
-    try:
-        yield
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0].rstrip(".")
-        if "straddling" in reason:
-            reason = "a row is longer than 1 MB, or a quote is opened and never closed"
-        raise TableError("file", path=path, reason=reason) from error
-
-
-def fingerprint_file(path: Path | str) -> str:
-    """Return ``sha256:`` and the SHA-256 of the file's bytes, all of them."""
-    with reads.ours(), Path(path).open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def fingerprint_frame(frame: pd.DataFrame) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy  # its parts are loaded when they are first used: a command that looks at gates waits for none
 
-from mlops_lib.quality.profiles import ColumnProfile, Profile, count_bins, is_number, name_bins
+from mlops_lib.quality.profiles import ColumnProfile, Profile, count_bins, is_number, name_bins, plain
 from mlops_lib.report import Report, Row, Status
 
 FALSE_ALARM_RATE = 0.001  # per column and check: with 15 columns a day, one false alarm in about two months
@@ -63,7 +63,7 @@ def _explain_incomparable(column: ColumnProfile, name: str, frame: pd.DataFrame)
         return "the column is not in the table"
     if frame.empty:
         return "there are no rows"
-    if column.kind == "numeric" and not is_number(frame[name].dtype) and not frame[name].isna().all():
+    if column.kind == "numeric" and not is_number(plain(frame[name]).dtype) and not frame[name].isna().all():
         return f"it holds {frame[name].dtype} where numbers were profiled"
     return ""
 

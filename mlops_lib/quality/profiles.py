@@ -92,7 +92,15 @@ def build_profile(frame: pd.DataFrame, *, columns: Sequence[str], max_bins: int 
     return Profile(len(frame), {column: _profile_column(frame[column], max_bins) for column in columns})
 
 
+def plain(series: pd.Series[Any]) -> pd.Series[Any]:
+    """Return Python objects that are all booleans or numbers, decimals too, as a column of numbers."""
+    known = ("boolean", "integer", "floating", "mixed-integer-float", "decimal")
+    is_numbers = types.is_object_dtype(series) and types.infer_dtype(series, skipna=True) in known
+    return series.map(float, na_action="ignore").astype("float64") if is_numbers else series
+
+
 def _profile_column(series: pd.Series[Any], max_bins: int) -> ColumnProfile:
+    series = plain(series)
     kind = _kind(series)
     bins = _edges(_floats(series), max_bins) if kind == "numeric" else _categories(series)
     n_bins = len(bins) + 1 if kind == "numeric" else min(len(bins), max_bins) + 2
@@ -146,7 +154,7 @@ def _floats(series: pd.Series[Any]) -> Floats:
 
 def count_bins(column: ColumnProfile, series: pd.Series[Any]) -> Floats:
     """Count rows in each bin of the column, missing ones last."""
-    counts = np.zeros(len(column.shares) + 1)
+    series, counts = plain(series), np.zeros(len(column.shares) + 1)
     if column.kind == "numeric":
         values = _floats(series)
         values = values[~np.isnan(values)]

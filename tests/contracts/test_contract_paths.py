@@ -245,7 +245,7 @@ def test_large_whole_numbers_stay_exact_beside_a_missing_one() -> None:
     [
         (pa.array(["AA", "ZZ"]).dictionary_encode(), "carrier", ["", "carrier.unseen"]),
         (pa.array(["AA", "ZZ"], pa.large_string()), "carrier", ["", "carrier.unseen"]),
-        (pa.array([Decimal("1.5"), Decimal("1.1")], pa.decimal128(5, 2)), "maybe", ["", "maybe.kind"]),
+        (pa.array([Decimal("1.5"), Decimal("1.1")], pa.decimal128(5, 2)), "maybe", ["", ""]),
         (pa.array([Decimal(3), Decimal(2) ** 60], pa.decimal128(38, 0)), "big", ["", ""]),
         (pa.array([0, 1], pa.timestamp("ns")), "left", ["", "left.kind"]),
         (pa.array([0, 1000], pa.timestamp("ns")), "left", ["", ""]),

@@ -176,7 +176,7 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
         data.read_table(csv)
 
 
-@pytest.mark.parametrize("name", ["may.xlsx", "may", "may.parquet.gz", "may.PARQUET"])
+@pytest.mark.parametrize("name", ["may.xlsx", "may", "may.parquet.gz"])
 def test_another_kind_of_file_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     with pytest.raises(TableError, match=r"not .parquet or .csv"):
@@ -233,7 +233,7 @@ def test_csv_is_read_with_its_types_and_missing_values(tmp_path: Path) -> None:
         ('id,name\n1,a\n2,"', "a quote is opened and never closed"),
         ('id,name\n1,5" disk\n2,"b', "a quote is opened and never closed"),
         ('id,name\n1,a\n"2,b\n3,c\n', "a quote is opened and never closed"),
-        ('id,name\n1,"' + "a,b\n" * 300_000, "a row is longer than 1 MB, or a quote is opened and never closed"),
+        ('id,name\n1,"' + "a,b\n" * 5_000_000, "a row is longer than 16 MB, or a quote is opened and never closed"),
         ("PAR1\n", "it holds Parquet, though its name ends in .csv"),
         ("id\n\xff\n", r"byte 0xff at position 3 \(line 2\) is not UTF-8"),
     ],
@@ -257,7 +257,7 @@ def test_batches_of_a_csv_are_text_and_say_so(tmp_path: Path) -> None:
     path = tmp_path / "may.csv"
     path.write_text('\ufeffid,name\n007,NA\n8,""\n,\nabc,"a, ""b""\nc"\n', encoding="utf-8")
     (batch,) = data.read_batches(path)
-    assert batch.schema.metadata == {b"format": b"csv"}
+    assert all(map(data.is_text, batch.schema))
     assert batch.to_pylist() == [
         {"id": "007", "name": "NA"},
         {"id": "8", "name": ""},
@@ -277,7 +277,7 @@ def test_a_quote_within_a_cell_is_a_letter_like_any_other(tmp_path: Path) -> Non
 
 def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "may.csv").write_text("id,size,size\n1,2,3\n")
-    with pytest.raises(TableError, match=r"may.csv' has more than one column size"):
+    with pytest.raises(TableError, match=r"may.csv' has more than one column 'size'"):
         data.read_table(tmp_path / "may.csv")
 
 

@@ -20,6 +20,8 @@ from mlops_lib.engines import exact
 from mlops_lib.programs.batch.keys import is_among
 from mlops_lib.task import Task
 
+REASONS = ("rule", "reason")  # why a row was set aside
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -31,7 +33,8 @@ class Scored:
         Keys, the columns of ``task.to_columns``, ``prediction_id``, model name, version, digest and time; features if
         kept.
     bad : Table
-        The rows set aside as they came, with ``rule`` and ``reason``.
+        The rows set aside as they came, with ``rule`` and ``reason``; a column of the input of such a name, as in a
+        quarantine that is scored again, is called ``input_rule`` there.
     tally : Tally
         What the batch adds to the table's, by which the contract judges it as a whole.
     """
@@ -98,7 +101,8 @@ class BatchScorer:
             good, score = good[finite], score[finite]
         why = pd.concat(aside).sort_index()
         bad = pa.Table.from_batches([batch.take(pa.array(why.index.to_numpy(dtype="int64")))])
-        for name in ("rule", "reason"):
+        bad = bad.rename_columns(make_room(bad.column_names)).replace_schema_metadata(None)
+        for name in REASONS:
             bad = bad.append_column(name, pa.array(why[name].astype(object), pa.string()))
         return Scored(self._build(good, score), bad, Counter(why["rule"].astype(object)), split.tally)
 
@@ -121,6 +125,21 @@ class BatchScorer:
             hashes = pd.util.hash_pandas_object(good[list(self.features)], index=False)
             columns["features_hash"] = pa.array(hashes.to_numpy().view("int64"))
         return pa.table(columns)
+
+
+def make_room(names: Sequence[str]) -> list[str]:
+    """Return an input's names with those of a quarantine's own columns free.
+
+    >>> make_room(["id", "rule", "input_rule"])
+    ['id', 'input_input_rule', 'input_rule']
+    """
+    free = list(names)
+    for own in set(REASONS) & set(names):
+        name = own
+        while name in free:
+            name = f"input_{name}"
+        free[names.index(own)] = name
+    return free
 
 
 def _to_arrow(values: pd.Series[Any] | npt.NDArray[Any]) -> pa.Array:

@@ -1,8 +1,9 @@
 """Where predictions go: a Parquet file or a SQL table. Both show all of a batch or nothing of it.
 
-A Parquet file is written beside its place as ``.NAME.tmp``, under a lock there that ends with its process. Quarantine
-and manifest are renamed first, the predictions last: they are what counts. Whatever a killed job left is removed by the
-next. Rows for a database wait in a nameless temporary file and go in with their account in one transaction.
+A Parquet file is written beside its place as ``.NAME.tmp``, a new file and no link, under a lock there that ends with
+its process. Manifest and quarantine are renamed first, the predictions last: they are what counts. Whatever a killed
+job left is removed by the next; what this output's own manifest does not name is somebody else's, and stays. Rows for a
+database wait in a nameless temporary file and go in with their account in one transaction.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mlops_lib import data
 from mlops_lib.errors import BatchError
 from mlops_lib.programs.batch import sql
 from mlops_lib.programs.batch.result import ScoreResult
-from mlops_lib.programs.batch.sources import FolderSource, split_address
+from mlops_lib.programs.batch.sources import split_address
 from mlops_lib.registry import Release
 from mlops_lib.tracking import store
 from mlops_lib.wording import listed
@@ -133,7 +134,7 @@ class FileSink(Sink):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), path)
-        if path.suffix != ".parquet":
+        if not data.is_parquet(path):
             raise BatchError("output", path=path, reason="its name does not end in .parquet")
         self.path = path
         self.places = {"good": path, "bad": quarantine_path(path), "account": manifest_path(path)}
@@ -144,17 +145,33 @@ class FileSink(Sink):
         """Compare the manifest that stands beside an output."""
         if not self.path.exists():
             return None
-        try:
-            account = ScoreResult(**json.loads(manifest_path(self.path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            raise BatchError("output", path=self.path, reason="it was not written by a finished batch") from None
+        account = self._read_account()
+        if account is None:
+            raise BatchError("output", path=self.path, reason="it was not written by a finished batch")
         if (account.digest, account.input_fingerprint, account.rows) != (release.digest, fingerprint, rows):
             first = f"the first {account.n_rows} rows of " if account.rows is not None else ""
             reason = f"it holds predictions of version {account.version} for {first}'{account.input}'"
             raise BatchError("output", path=self.path, reason=reason)
-        if fingerprint_path(self.path) != account.output_fingerprint:
+        if data.fingerprint_file(self.path) != account.output_fingerprint:
             raise BatchError("output", path=self.path, reason="it has been changed since it was written")
         return replace(account, already_done=True)
+
+    def _read_account(self) -> ScoreResult | None:
+        """Return what the manifest beside the output says, or None where there is none of this output."""
+        try:
+            account = ScoreResult(**json.loads(self.places["account"].read_text(encoding="utf-8")))
+            return account if Path(account.output).name == self.path.name else None
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _raise_for_others(self) -> None:
+        """Raise if a file stands where quarantine or manifest go that no earlier batch of this output wrote."""
+        account, bad = self._read_account(), self.places["bad"]
+        own = {self.places["account"]: account is not None, bad: account is not None and account.quarantine is not None}
+        for place, is_own in own.items():
+            if os.path.lexists(place) and not is_own:
+                reason = f"'{place.name}' is there, and is not of an earlier batch of this output"
+                raise BatchError("output", path=self.path, reason=reason)
 
     def open(self) -> Path:
         """Make the folder, take the lock, and remove what a killed job left."""
@@ -167,11 +184,12 @@ class FileSink(Sink):
                 raise BatchError(
                     "output", path=self.path, reason="another process is scoring to it at this moment"
                 ) from None
+            self._raise_for_others()
             self._remove_drafts()
         return self.path.parent
 
     def _open_file(self, name: str) -> IO[bytes]:
-        return _draft_of(self.places[name]).open("w+b")
+        return _draft_of(self.places[name]).open("x+b")
 
     def publish(self, result: ScoreResult) -> ScoreResult:
         """Sync all files, then rename the predictions last, then sync the folder."""
@@ -188,10 +206,12 @@ class FileSink(Sink):
             return self._show(result, good, bad if result.n_quarantined else None)
 
     def _show(self, result: ScoreResult, good: Path, bad: Path | None) -> ScoreResult:
-        """Rename a quarantine, the account and the predictions to their places, in this order."""
+        """Rename the account, a quarantine and the predictions to their places, in this order."""
         quarantine, account = self.places["bad"], self.places["account"]
-        result = replace(result, output_fingerprint=fingerprint_path(good), quarantine=str(quarantine) if bad else None)
-        with _draft_of(account).open("w", encoding="utf-8") as file:
+        result = replace(
+            result, output_fingerprint=data.fingerprint_file(good), quarantine=str(quarantine) if bad else None
+        )
+        with _draft_of(account).open("x", encoding="utf-8") as file:
             json.dump(asdict(result), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
@@ -199,9 +219,9 @@ class FileSink(Sink):
             shutil.rmtree(quarantine)  # of an earlier batch whose predictions were taken away
         elif bad is None:
             quarantine.unlink(missing_ok=True)  # as above
+        os.replace(_draft_of(account), account)  # noqa: PTH105 - it says atomic
         if bad is not None:
-            os.replace(bad, quarantine)  # noqa: PTH105 - it says atomic
-        os.replace(_draft_of(account), account)  # noqa: PTH105 - as above
+            os.replace(bad, quarantine)  # noqa: PTH105 - as above
         os.replace(good, self.path)  # noqa: PTH105 - as above
         self._new_folders = []
         if os.name == "posix":  # what is renamed stays renamed; elsewhere no folder can be opened
@@ -227,11 +247,6 @@ class FileSink(Sink):
         for folder in self._new_folders:
             with contextlib.suppress(OSError):
                 folder.rmdir()
-
-
-def fingerprint_path(path: Path) -> str:
-    """Return the fingerprint of a Parquet file or of a folder of them."""
-    return FolderSource(path).fingerprint() if path.is_dir() else data.fingerprint_file(path)
 
 
 def _draft_of(path: Path) -> Path:

@@ -8,7 +8,6 @@ keys, into a temporary file that has no name and so cannot be left behind.
 from __future__ import annotations
 
 import contextlib
-import decimal
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,15 +15,10 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import sqlalchemy as sa
 
 from mlops_lib import data
-from mlops_lib.errors import (
-    BatchError,
-    NotFoundError,
-    TableError,
-)
+from mlops_lib.errors import BatchError, TableError
 from mlops_lib.programs.batch import sql
 from mlops_lib.tracking import store
 
@@ -62,7 +56,7 @@ def open_source(address: Path | str, keys: Sequence[str]) -> Iterator[Source]:
     """
     parts = split_address(address)
     if parts is None:
-        yield FolderSource(Path(address)) if Path(address).is_dir() else FileSource(Path(address))
+        yield FileSource(Path(address))
         return
     with data.translate_write_errors():
         spool = tempfile.TemporaryFile(prefix="mlops-")  # noqa: SIM115 - closed below
@@ -87,23 +81,11 @@ def split_address(address: Path | str) -> tuple[str, str] | None:
     return f"{scheme}://{host}/{path}", table.strip()
 
 
-def _rebatch(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Join small batches: a prediction costs nearly as much for ten rows as for a thousand."""
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        if waiting and sum(b.num_rows for b in waiting) + batch.num_rows > data.BATCH_ROWS:
-            yield pa.concat_batches(waiting)
-            waiting = []
-        waiting.append(batch)
-    if waiting:
-        yield pa.concat_batches(waiting)
-
-
 # --- files -------------------------------------------------------------------------------------------------------
 
 
 class FileSource:
-    """One Parquet or CSV file."""
+    """A Parquet or CSV file, or the Parquet files below a folder; ``key=value`` in a path is a column (Hive)."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
@@ -113,23 +95,20 @@ class FileSource:
 
     @property
     def n_rows(self) -> int | None:
-        """As a Parquet file's footer says."""
+        """As the footers of Parquet files say."""
         return data.count_rows(self.path)
 
     def fingerprint(self) -> str:
         """Hash the file, or the names and files of a folder."""
-        self._fingerprint = self._hash()
+        self._fingerprint = data.fingerprint_file(self.path)
         return self._fingerprint
 
-    def _hash(self) -> str:
-        return data.fingerprint_file(self.path)
-
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Read the file from its beginning."""
-        yield from _rebatch(data.read_batches(self.path, columns=columns, batch_rows=data.BATCH_ROWS))
+        """Read the table from its beginning."""
+        return data.read_batches(self.path, columns=columns, batch_rows=data.BATCH_ROWS)
 
     def raise_for_columns(self, needed: Sequence[str]) -> None:
-        """Look at the header."""
+        """Look at every file's header."""
         data.raise_for_columns(self.path, needed)
 
     def raise_if_changed(self) -> None:
@@ -138,118 +117,30 @@ class FileSource:
         changed = [path for path in {**self._marks, **now} if self._marks.get(path) != now.get(path)]
         if changed:
             raise BatchError("input_changed", path=changed[0])
-        if self._hash() != self._fingerprint:
+        if data.fingerprint_file(self.path) != self._fingerprint:
             raise BatchError("input_changed", path=self.path)
 
 
-class FolderSource(FileSource):
-    """Parquet files below a folder, in the order of their names; ``key=value`` in a path is a column (Hive)."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path, self.name, self._fingerprint = folder, str(folder), ""
-        self._marks = _list_marks(folder)
-        if not self._marks:
-            siblings = tuple(sorted(p.name for p in folder.iterdir()))
-            raise NotFoundError("table", path=folder / "*.parquet", siblings=siblings)
-        self._partitions = _read_partitions(folder, list(self._marks))
-        schemas = {path: self._read_schema(path) for path in self._marks}
-        first, self._schema = next(iter(schemas.items()))
-        for path, schema in schemas.items():
-            try:
-                self._schema = pa.unify_schemas([self._schema, schema], promote_options="permissive")
-            except pa.ArrowException as error:
-                reason = f"its columns do not fit those of '{first.name}': {str(error).splitlines()[0].rstrip('.')}"
-                raise TableError("file", path=path, reason=reason) from error
-
-    @property
-    def n_rows(self) -> int | None:
-        """As all footers say."""
-        return sum(data.count_rows(path) or 0 for path in self._marks)
-
-    def _hash(self) -> str:
-        lines = [f"{path.relative_to(self.path)} {data.fingerprint_file(path)}\n" for path in self._marks]
-        return f"folder:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
-
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Read the files one after the other."""
-        wanted = self._schema if columns is None else pa.schema([self._schema.field(name) for name in columns])
-        yield from _rebatch(self._align(wanted))
-
-    def raise_for_columns(self, needed: Sequence[str]) -> None:
-        """Look at every file's header."""
-        for path in self._marks:
-            data.raise_for_columns(path, needed, self._read_schema(path).names)
-
-    def _read_schema(self, path: Path) -> pa.Schema:
-        schema = data.read_schema(path)
-        for name, value in self._partitions[path].items():
-            if name not in schema.names:
-                schema = schema.append(pa.field(name, value.type))
-        return schema.remove_metadata()
-
-    def _align(self, wanted: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """Yield the batches of all files with the columns and types of one schema."""
-        n_rows = 0
-        for path in self._marks:
-            if not data.count_rows(path):
-                continue
-            own, partition = data.read_schema(path).names, self._partitions[path]
-            names = [name for name in wanted.names if name in own]
-            for batch in data.read_batches(path, columns=names, batch_rows=data.BATCH_ROWS):
-                n_rows += batch.num_rows
-                columns = [
-                    batch.column(field.name).cast(field.type)
-                    if field.name in own
-                    else pa.repeat(partition.get(field.name, pa.scalar(None, field.type)), batch.num_rows)
-                    for field in wanted
-                ]
-                yield pa.record_batch(columns, schema=wanted)
-        if not n_rows:
-            raise TableError("no_rows", path=self.path)
-
-
 def _list_marks(path: Path) -> dict[Path, tuple[int, int, int, int]]:
-    """Return what tells a file, or each Parquet file below a folder, from what it may become.
-
-    Hidden ones and those of ``_…`` are somebody's unfinished work.
-    """
-    marks = {}
-    for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
-        is_hidden = any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
-        if file.is_file() and not is_hidden:
-            stat = file.stat()
-            marks[file] = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    return marks
-
-
-def _read_partitions(folder: Path, paths: Sequence[Path]) -> dict[Path, dict[str, pa.Scalar]]:
-    """Return the ``key=value`` of each file's path, typed as pyarrow types them over all files."""
-    discover = ds.HivePartitioning.discover()
-    names = [str(path) for path in paths]
-    try:
-        found = ds.dataset(names, format="parquet", partitioning=discover, partition_base_dir=str(folder))
-    except (pa.ArrowException, OSError) as error:
-        raise TableError("file", path=folder, reason=str(error).splitlines()[0].rstrip(".")) from error
-    keys = {Path(part.path): ds.get_partition_keys(part.partition_expression) for part in found.get_fragments()}
-    columns = sorted({name for values in keys.values() for name in values})
-    return {
-        path: {name: pa.scalar(keys[path].get(name), found.schema.field(name).type) for name in columns}
-        for path in paths
-    }
+    """Return what tells a file, or each file of a folder, from what it may become."""
+    stats = {file: file.stat() for file in data.list_files(path) if file.exists()}
+    return {file: (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for file, stat in stats.items()}
 
 
 # --- databases ---------------------------------------------------------------------------------------------------
 
 
-_TYPES = ("null", "boolean", "integer", "floating", "string", "timestamp", "date")  # kept; all others become text
+# Kinds that are kept; all others become text.
+_TYPES = ("null", "boolean", "integer", "floating", "decimal", "string", "timestamp", "date")
+_FETCH_ROWS = 1000  # rows of a database at a time: their values may be long
 
 
 class SqlSource:
     """A table or query of a database, read once into a spool, in the order of its keys.
 
-    Values keep their kind: whole numbers stay whole, NUMERIC becomes the nearest float as it would from a CSV. A column
-    that holds values of several kinds, as SQLite allows, is read as text, so that the contract sees it for what it is.
-    ``pd.read_sql`` with Arrow's types would make text of dates and of columns without values, and of bytes an error.
+    Values keep their kind: whole numbers stay whole, NUMERIC keeps its digits as in Parquet. A column that holds values
+    of several kinds, as SQLite allows, is read as text, so that the contract sees it for what it is. ``pd.read_sql``
+    with Arrow's types would make text of dates and of columns without values, and of bytes an error.
     """
 
     def __init__(self, url: str, table: str, keys: Sequence[str], spool: IO[bytes]) -> None:
@@ -262,8 +153,8 @@ class SqlSource:
             data.raise_for_columns(self.name, keys, names)
             order = ", ".join(sql.quote(connection, key) for key in keys)
             query = sa.text(f"{everything} order by {order}" if keys else everything)
-            streamed = connection.execution_options(stream_results=True, yield_per=data.BATCH_ROWS).execute(query)
-            for rows in streamed.partitions(data.BATCH_ROWS):  # SQLite has no server-side cursor and would give one row
+            streamed = connection.execution_options(stream_results=True, yield_per=_FETCH_ROWS).execute(query)
+            for rows in streamed.partitions(_FETCH_ROWS):  # SQLite has no server-side cursor and would give one row
                 self._write(names, rows)
         if not self._rows:
             raise TableError("no_rows", path=self.name)
@@ -292,6 +183,9 @@ class SqlSource:
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Read the spool from its beginning."""
         wanted = pa.schema([(name, self._types[name]) for name in (self._types if columns is None else columns)])
+        return data.join_batches(self._read(wanted), data.BATCH_ROWS)
+
+    def _read(self, wanted: pa.Schema) -> Iterator[pa.RecordBatch]:
         self._spool.seek(0)
         left = self._rows
         while left:
@@ -310,12 +204,11 @@ class SqlSource:
 
 
 def _to_arrow(values: Sequence[Any]) -> pa.Array:
-    plain = [float(value) if isinstance(value, decimal.Decimal) else value for value in values]
     try:
-        array = pa.array(plain)
+        array = pa.array([None if value != value else value for value in values])  # noqa: PLR0124 - a decimal NaN
     except (pa.ArrowException, OverflowError):
-        return _to_text(plain)
-    return array if any(getattr(pa.types, f"is_{name}")(array.type) for name in _TYPES) else _to_text(plain)
+        return _to_text(values)
+    return array if any(getattr(pa.types, f"is_{name}")(array.type) for name in _TYPES) else _to_text(values)
 
 
 def _to_text(values: Sequence[Any]) -> pa.Array:
@@ -323,11 +216,11 @@ def _to_text(values: Sequence[Any]) -> pa.Array:
 
 
 def _unify(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    if pa.types.is_null(one) or one == other:
-        return other
-    if pa.types.is_null(other):
-        return one
-    return pa.float64() if {one, other} == {pa.int64(), pa.float64()} else pa.string()
+    """Return the type that holds the values of both; text where that is neither's."""
+    fields = [pa.schema([("x", kind)]) for kind in (one, other)]
+    with contextlib.suppress(pa.ArrowException):
+        return pa.unify_schemas(fields, promote_options="permissive").field(0).type
+    return pa.string()
 
 
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import pickle
+import re
 import shutil
 import tempfile
 import time
@@ -73,7 +74,7 @@ def score_on_spark(
         scoring.sink = sink = FileSink(output)
         stack.callback(sink.close)
         source = stack.enter_context(open_source(input_path, scoring.contract.keys))
-        if Path(input_path).suffix == ".csv":
+        if Path(input_path).suffix.lower() == ".csv":
             raise TableError("file", path=Path(input_path), reason="on Spark only Parquet is read")
         source.raise_for_columns([*scoring.contract.keys, *scoring.contract.features])
         fingerprint = source.fingerprint()
@@ -86,9 +87,12 @@ def score_on_spark(
         with cluster.session(master) as spark:
             spark.conf.set("spark.sql.session.timeZone", "UTC")
             spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(data.BATCH_ROWS))
-            shipped = _ship(spark, scoring, project, model)
+            spark.conf.set("spark.sql.execution.arrow.maxBytesPerBatch", str(data.BATCH_BYTES))
+            spark.conf.set("spark.sql.sources.partitionColumnTypeInference.enabled", "false")  # the contract types them
+            texts = tuple(field.name for field in data.read_schema(input_path) if data.is_text(field))
+            shipped = _ship(spark, scoring, project, model, texts)
             _raise_for_refusal(spark, master, shipped)
-            _score(spark, str(input_path), draft, scoring, shipped)
+            _score(spark, Path(input_path), draft, scoring, shipped)
         source.raise_if_changed()
         scoring.raise_for_table(source.name)
         durations["score"] = time.monotonic() - started - durations["prepare"]
@@ -105,14 +109,19 @@ class Shipped:
     file: str
     manifest: Mapping[str, Any]
     extra: tuple[str, ...]
+    texts: tuple[str, ...]  # columns that stand in the names of folders
     repeated: pd.DataFrame
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Score a partition's batches."""
         scorer = replace(self.scorer, model=_load(self.file, self.scorer.digest, self))
-        for batch in batches:
+        for batch in (self.mark(batch) for batch in batches):
             if batch.num_rows:
                 yield _structs(scorer.score(batch, contracts.split_batch(scorer.contract, batch), self.repeated))
+
+    def mark(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Say again which columns are text for want of types: Spark does not hand it on."""
+        return pa.record_batch(batch.columns, schema=data.mark_text(batch.schema, self.texts))
 
     def try_loading(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Load the model and score nothing; answer what was refused, in a row of its own."""
@@ -164,7 +173,7 @@ def _load(file: str, digest: str, shipped: Shipped) -> Any:
 _sent: list[tempfile.TemporaryDirectory[str]] = []  # an executor that joins later asks for all that was ever sent
 
 
-def _ship(spark: Any, scoring: Scoring, project: Project, model: Path) -> Shipped:
+def _ship(spark: Any, scoring: Scoring, project: Project, model: Path, texts: tuple[str, ...]) -> Shipped:
     """Send the files in ``model``, from which the release was loaded, to the executors, which compare them again."""
     _sent.append(tempfile.TemporaryDirectory(prefix="mlops-"))
     folder, manifest = Path(_sent[-1].name), scoring.release.files.manifest
@@ -173,7 +182,8 @@ def _ship(spark: Any, scoring: Scoring, project: Project, model: Path) -> Shippe
         for name in manifest:
             archive.write(model / name, name)
     spark.addArtifacts(str(folder / file), file=True)
-    return Shipped(replace(scoring.scorer, model=None), file, manifest, project.trusted_types, pd.DataFrame())
+    scorer = replace(scoring.scorer, model=None)
+    return Shipped(scorer, file, manifest, project.trusted_types, texts, pd.DataFrame())
 
 
 def _raise_for_refusal(spark: Any, master: str, shipped: Shipped) -> None:
@@ -186,19 +196,24 @@ def _raise_for_refusal(spark: Any, master: str, shipped: Shipped) -> None:
         raise SparkError(master=master, reason=refusals[0]["refused"].rstrip("."))
 
 
-def _score(spark: Any, source: str, draft: Path, scoring: Scoring, shipped: Shipped) -> None:
+def _score(spark: Any, source: Path, draft: Path, scoring: Scoring, shipped: Shipped) -> None:
     """Write rows scored and set aside into two folders, and count them."""
     from pyspark import StorageLevel  # noqa: PLC0415 - 1 s, and only --on spark needs it
     from pyspark.sql import functions as F  # noqa: N812, PLC0415 - as everybody writes it
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema  # noqa: PLC0415
 
-    frame, contract = spark.read.parquet(source), scoring.contract
+    # By name: a folder as Spark lists it has others. Its names are patterns.
+    files = [re.sub(r"([\\{}\[\]*?])", r"\\\1", str(file)) for file in data.list_files(source)]
+    root = source if source.is_dir() else source.parent
+    frame, contract = spark.read.option("basePath", str(root)).parquet(*files), scoring.contract
     keys = list(contract.keys)
     known = functools.reduce(lambda one, other: one & other, [F.col(key).isNotNull() for key in keys])
     again = frame.where(known).groupBy(*keys).count().where("count > 1").select(*keys)
-    repeated = contracts.read_keys(contract, again.toArrow())
+    found = again.toArrow()
+    repeated = contracts.read_keys(contract, found.cast(data.mark_text(found.schema, shipped.texts)))
     columns = to_arrow_schema(frame.schema, timezone="UTC")
     none = pa.record_batch([pa.array([], field.type) for field in columns], schema=columns)
+    none = shipped.mark(none)
     nothing = scoring.scorer.score(none, contracts.split_batch(contract, none), pd.DataFrame())
     schema = from_arrow_schema(_structs(nothing).schema)
     scored = frame.mapInArrow(replace(shipped, repeated=repeated), schema)
@@ -221,6 +236,8 @@ def _draft(output: Path) -> Iterator[Path]:
     """Yield a hidden folder beside the output; what a killed job left in it is removed first, all of it at the end."""
     folder = output.with_name(f".{output.name}.spark")
     shutil.rmtree(folder, ignore_errors=True)
+    with data.translate_write_errors(output):
+        folder.mkdir()  # a link would be followed
     try:
         yield folder
     finally:

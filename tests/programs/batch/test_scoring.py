@@ -325,6 +325,7 @@ def test_a_table_of_a_database_is_scored_in_the_order_of_its_keys(
 
 def test_a_database_is_read_in_batches_and_not_row_by_row(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "BATCH_ROWS", 400)
+    monkeypatch.setattr(sources, "_FETCH_ROWS", 200)
     with sources.open_source(f"{database}::arrivals", ("thing_id",)) as source:
         assert [batch.num_rows for batch in source.batches()] == [400, 400, 200]
 
@@ -687,11 +688,11 @@ def test_columns_of_one_name_are_refused(project: Project, source: Path, output:
     table = pq.read_table(source)
     path = source.with_name("repeated.parquet")
     pq.write_table(table.append_column("size", table["weight"]), path)
-    with pytest.raises(TableError, match=r"repeated.parquet' has more than one column size"):
+    with pytest.raises(TableError, match=r"repeated.parquet' has more than one column 'size'"):
         batch.score_table(project, 1, path, output)
     csv = source.with_name("repeated.csv")
     csv.write_text("thing_id,color,size,size,weight\n1,red,1.0,2.0,3.0\n")
-    with pytest.raises(TableError, match=r"repeated.csv' has more than one column size"):
+    with pytest.raises(TableError, match=r"repeated.csv' has more than one column 'size'"):
         batch.score_table(project, 1, csv, output)
     assert files_of(output) == []
 
@@ -804,3 +805,65 @@ def test_the_account_says_how_long_each_phase_took_and_with_what(project: Projec
     result = batch.score_table(project, 1, source, output)
     assert list(result.durations) == ["prepare", "keys", "score", "total"]
     assert {"python", "scikit-learn", "pyarrow"} <= set(result.libraries)
+
+
+def test_a_quarantine_is_scored_again_and_repeats_no_column(project: Project, source: Path, output: Path) -> None:
+    arrivals = data.read_table(source)
+    arrivals.loc[0, "size"] = 1e9
+    data.write_table(arrivals, source)
+    first = batch.score_table(project, 1, source, output)
+    assert first.quarantine is not None
+    aside = pd.read_parquet(first.quarantine)
+    data.write_table(pd.concat([aside, arrivals.iloc[1:]]), source)
+    second = batch.score_table(project, 1, source, output.with_name("again.parquet"))
+    assert second.quarantine is not None
+    names = pq.read_schema(second.quarantine).names
+    assert names[-4:] == ["input_rule", "input_reason", "rule", "reason"]
+
+
+def test_rows_for_a_column_that_is_taken_twice_get_a_free_name() -> None:
+    assert rows.make_room(["rule", "input_rule", "reason"]) == ["input_input_rule", "input_rule", "input_reason"]
+
+
+@pytest.mark.parametrize("name", ["scored.quarantine.parquet", "scored.manifest.json"])
+def test_what_another_output_wrote_is_never_replaced(project: Project, source: Path, output: Path, name: str) -> None:
+    """Also where it stands at the place of this output's quarantine or manifest, with bad rows and without."""
+    other = output.with_name(name)
+    if name.endswith(".parquet"):
+        batch.score_table(project, 1, source, other)
+    else:
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("{}")
+    before = other.read_bytes()
+    with pytest.raises(BatchError, match=rf"'{name}' is there, and is not of an earlier batch of this output"):
+        batch.score_table(project, 1, source, output)
+    assert other.read_bytes() == before
+    assert not output.exists()
+
+
+def test_an_earlier_batch_of_the_same_output_makes_way(project: Project, source: Path, output: Path) -> None:
+    arrivals = data.read_table(source)
+    arrivals.loc[0, "size"] = 1e9
+    data.write_table(arrivals, source)
+    assert batch.score_table(project, 1, source, output).quarantine
+    output.unlink()
+    data.write_table(arrivals.iloc[1:], source)
+    assert batch.score_table(project, 1, source, output).quarantine is None
+    assert not batch.quarantine_path(output).exists()
+
+
+@pytest.mark.parametrize(
+    "draft", [".scored.parquet.tmp", ".scored.quarantine.parquet.tmp", ".scored.manifest.json.tmp"]
+)
+def test_a_planted_link_at_a_drafts_name_is_not_followed(
+    project: Project, source: Path, output: Path, tmp_path: Path, draft: str
+) -> None:
+    arrivals = data.read_table(source)
+    arrivals.loc[0, "size"] = 1e9
+    data.write_table(arrivals, source)
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    output.parent.mkdir(exist_ok=True)
+    output.with_name(draft).symlink_to(victim)
+    assert batch.score_table(project, 1, source, output).n_quarantined == 1
+    assert victim.read_text() == "kept"
