@@ -388,6 +388,8 @@ class ServiceError(MlopsError):
         "port": "Port {port} on {host} is taken. Name another with --port. Nothing was started.",
         "payload": "The request cannot be read: {reason}. Send a JSON object with exactly one of {forms:list}. Nothing "
         "was scored.",
+        "prediction": "Version {version} gave a prediction that is no finite number. No prediction was returned. If it "
+        "goes on, roll the stage back.",
         "contract": "Version {version} does not take the rows that version {served} takes ({reasons}). Version "
         "{served} goes on answering. Roll the stage back, or restart the service once its callers have changed.",
     }

@@ -455,6 +455,11 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "instances. Nothing was scored.",
     ),
     (
+        errors.ServiceError("prediction", version=3),
+        "Version 3 gave a prediction that is no finite number. No prediction was returned. If it goes on, roll the "
+        "stage back.",
+    ),
+    (
         errors.ServiceError("contract", version=3, served=2, reasons="size: is new"),
         "Version 3 does not take the rows that version 2 takes (size: is new). Version 2 goes on answering. Roll the "
         "stage back, or restart the service once its callers have changed.",

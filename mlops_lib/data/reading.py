@@ -362,7 +362,11 @@ def _count_bytes(column: pa.Array) -> Any:
     """Return how long each row's text is, written out; 0 for what has one length."""
     if isinstance(column, pa.DictionaryArray):
         lengths = _count_bytes(column.dictionary)
-        return 0 if np.isscalar(lengths) else lengths.take(np.asarray(pc.fill_null(column.indices, 0)), mode="clip")
+        return (
+            0
+            if np.isscalar(lengths) or not len(lengths)
+            else lengths.take(np.asarray(pc.fill_null(column.indices, 0)), mode="clip")
+        )
     if isinstance(column.type, pa.ListType):
         ends, lengths = np.asarray(column.offsets), _count_bytes(column.values)
         total = np.concatenate([[0], np.cumsum(lengths)]) if not np.isscalar(lengths) else None

@@ -135,8 +135,13 @@ def create_app(release: Release, follower: Follower | None = None) -> FastAPI:
     def now() -> Served:
         return follower.served if follower else first
 
-    @app.get("/ping")
-    @app.get("/health")
+    @app.exception_handler(Exception)
+    async def fail(request: Request, error: Exception) -> Response:
+        message = str(error) if isinstance(error, MlopsError) else "The service failed; its log says why."
+        return JSONResponse({"error": message}, status_code=500, headers=now().headers)
+
+    @app.api_route("/ping", methods=["GET", "HEAD"])
+    @app.api_route("/health", methods=["GET", "HEAD"])
     def ping() -> Response:
         return PlainTextResponse("OK", headers=now().headers)
 
@@ -148,7 +153,11 @@ def create_app(release: Release, follower: Follower | None = None) -> FastAPI:
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
-        body, served = await request.body(), now()
+        served, encoding = now(), request.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            refused = ServiceError("payload", reason="its Content-Encoding is no 'identity', the only one", forms=FORMS)
+            return JSONResponse({"error": str(refused)}, status_code=415, headers=served.headers)
+        body = await request.body()
         try:
             frame = read_payload(body)
             split = contracts.split_rows(served.contract, frame, format="json")
@@ -174,7 +183,7 @@ def predict(release: Release, rows: pd.DataFrame, scorer: exact.Scorer | None = 
     """
     values = release.task.predict_all(scorer or release.model, rows[release.features])
     if not np.isfinite(values).all():
-        raise ValueError("the model returned a value that is not finite")
+        raise ServiceError("prediction", version=release.version)
     return list(values.tolist())
 
 
@@ -190,6 +199,10 @@ def read_payload(body: bytes) -> pd.DataFrame:
         payload = json.loads(
             body, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_repeated
         )
+        if b"\\u" in body:
+            json.dumps(payload, ensure_ascii=False).encode()  # half a surrogate is no text
+    except UnicodeEncodeError as error:
+        raise ServiceError("payload", reason="it holds half a character (a lone surrogate)", forms=FORMS) from error
     except (ValueError, RecursionError) as error:
         raise ServiceError("payload", reason=f"the body is not JSON ({error})", forms=FORMS) from error
     if not isinstance(payload, dict):
@@ -244,6 +257,9 @@ def _from_split(value: Any) -> pd.DataFrame:
         raise ServiceError("payload", reason="'dataframe_split' has no columns or no data", forms=FORMS)
     if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
         reason = "a row of 'dataframe_split' has another length than its columns"
+        raise ServiceError("payload", reason=reason, forms=FORMS)
+    if not all(isinstance(column, str) for column in columns) or len(set(columns)) < len(columns):
+        reason = "the columns of 'dataframe_split' are no texts, each once"
         raise ServiceError("payload", reason=reason, forms=FORMS)
     return pd.DataFrame(rows, columns=columns, dtype=object)
 

@@ -1,3 +1,5 @@
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -129,3 +131,21 @@ def test_chance_explains_a_large_index_of_a_small_sample_only():
     for n_rows in (50, 200, 2000):
         warmer = np.random.default_rng(5).normal(65, 10, n_rows)
         assert not check(profile, pd.DataFrame({"temp": warmer})).passed
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pd.Series([True, None, False] * 50, dtype=object),
+        pd.Series([Decimal("1.25"), None, Decimal("2.5")] * 50, dtype=object),
+        pd.Series([True, None, False] * 50, dtype="boolean"),
+        pd.Series([1, None, 2], dtype="Int8").repeat(50),
+    ],
+)
+def test_numbers_and_booleans_with_gaps_are_profiled_and_compared_as_numbers(values):
+    frame = pd.DataFrame({"x": values})
+    profile = quality.build_profile(frame, columns=["x"])
+    assert profile.columns["x"].kind == "numeric"
+    assert profile.columns["x"].missing_share == pytest.approx(1 / 3)
+    assert check(profile, frame).passed
+    assert check(profile, frame.astype(object)).passed

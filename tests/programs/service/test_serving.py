@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import socket
@@ -204,6 +205,13 @@ def test_a_missing_column_is_told(client: TestClient) -> None:
         b'{"dataframe_split": {"columns": ["color", "size"], "data": [["red"]]}}',
         b'{"dataframe_split": {"columns": ["color", "color"], "data": [["red", "s3cret"]]}}',
         b'{"dataframe_split": {"columns": [["color"]], "data": [["red"]]}}',
+        b'{"dataframe_split": {"columns": [["color"], ["size"], ["weight"]], "data": [["red", 1, 1]]}}',
+        b'{"dataframe_split": {"columns": ["color", {"a": 1}, "weight"], "data": [["red", 1, 1]]}}',
+        b'{"dataframe_split": {"columns": ["color", 5, "weight"], "data": [["red", 1, 1]]}}',
+        b'{"dataframe_split": {"columns": "cs", "data": [["red", 1]]}}',
+        b'{"dataframe_records": [{"color": "red", "size": 1, "weight": 1, "\\ud800": 1}]}',
+        b'{"dataframe_records": [{"color": "\\udfff", "size": 1, "weight": 1}]}',
+        b'{"\\ud800": []}',
         b'{"dataframe_split": {"data": [["red"]]}}',
         b'{"dataframe_split": [["red"]]}',
         b'{"inputs": {"color": ["red", "red"], "size": [1], "weight": [1]}}',
@@ -217,6 +225,19 @@ def test_a_body_that_is_none_of_the_forms_is_refused_without_echo(client: TestCl
     assert "s3cret" not in answer.text
     assert "Traceback" not in answer.text
     assert ask(client, dataframe_records=[ROW]).status_code == 200, "the service lives on"
+
+
+def test_a_probe_may_ask_for_the_head_alone(client: TestClient) -> None:
+    answers = [client.head(path) for path in ("/ping", "/health")]
+    assert [(answer.status_code, answer.text) for answer in answers] == [(200, ""), (200, "")]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
+def test_a_body_that_is_packed_is_refused_by_name(client: TestClient, encoding: str) -> None:
+    content = gzip.compress(json.dumps({"dataframe_records": [ROW]}).encode())
+    answer = client.post("/invocations", content=content, headers={"Content-Encoding": encoding})
+    assert answer.status_code == 415
+    assert "Content-Encoding" in answer.json()["error"]
 
 
 def test_other_methods_and_paths_are_refused(client: TestClient) -> None:
@@ -236,7 +257,22 @@ def test_a_model_that_gives_no_number_is_an_error_and_no_invalid_json(
     with TestClient(service.create_app(broken), raise_server_exceptions=False) as client:
         answer = ask(client, dataframe_records=[ROW])
     assert answer.status_code == 500
-    assert "NaN" not in answer.text
+    assert "Version 1 gave a prediction that is no finite number" in answer.json()["error"]
+
+
+class Breaks:
+    def predict_proba(self, rows: pd.DataFrame) -> Any:
+        raise RuntimeError(f"s3cret {rows}")
+
+
+def test_a_model_that_breaks_is_an_error_in_json_without_a_word_of_the_row(
+    release: Release, record: Callable[..., None]
+) -> None:
+    broken = replace(release, files=replace(release.files, model=Breaks()))
+    with TestClient(service.create_app(broken), raise_server_exceptions=False) as client:
+        answer = ask(client, dataframe_records=[ROW])
+    assert answer.status_code == 500
+    assert "s3cret" not in answer.json()["error"]
     record(26, ours="the service answers with an error, in JSON")
 
 
