@@ -96,7 +96,7 @@ def plain(series: pd.Series[Any]) -> pd.Series[Any]:
     """Return Python objects that are all booleans or numbers, decimals too, as a column of numbers."""
     known = ("boolean", "integer", "floating", "mixed-integer-float", "decimal")
     is_numbers = types.is_object_dtype(series) and types.infer_dtype(series, skipna=True) in known
-    return series.map(float, na_action="ignore").astype("float64") if is_numbers else series
+    return series.map(float, na_action="ignore").astype("Float64") if is_numbers else series
 
 
 def _profile_column(series: pd.Series[Any], max_bins: int) -> ColumnProfile:
