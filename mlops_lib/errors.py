@@ -72,6 +72,8 @@ class NotFoundError(MlopsError):
         "metric": "There is no metric '{metric}'. Known are {metrics:list}.{metric:near metrics} Nothing was computed.",
         "contract_column": "The contract has no column '{name}'. Its columns are {columns:list}.{name:near columns} "
         "The contract is unchanged.",
+        "feature": "Project(slices=…) names '{column}', which is no feature. Features are "
+        "{features:list}.{column:near features} Nothing was run.",
         "contract": "Version {version} of '{name}' has no contract beside its model. Train again with "
         "tracking.log_model(…, contract=infer_contract(…).to_dict()), as 02_train does. Nothing was changed.",
         "version": "There is no version '{version}' of '{name}'. Registered versions: {versions:list}. Nothing was "
@@ -101,6 +103,7 @@ class ProjectError(MlopsError):
         "MLOPS_PROJECT, or run inside the repository. Nothing was run.",
         "file": "Project file '{file}' cannot be used: {reason}. It must define one `project = Project(...)` at top "
         "level. Nothing was run.",
+        "field": "Project({field}={value!r}) cannot be used: it needs {needs}. Nothing was run.",
         "not_loaded": "This project has no store: it was imported from its file, not loaded. `load_project()` returns "
         "it with the store, the actor and the secrets of this environment. Nothing was changed.",
         "periods": "No period lies from '{first}' to '{last}': the first is the later one. Nothing was read.",
@@ -122,6 +125,8 @@ class TableError(MlopsError):
         "was written.",
         "repeated_columns": "Table '{path}' has more than one column {columns:list}. Which one is meant cannot be "
         "told: each name is needed once. Nothing was written.",
+        "times": "Column '{column}' does not say when each label became known: {reason}. A time not later than now is "
+        "expected in every row. Nothing was changed.",
         "time": "The table cannot be split by '{column}': {reason}. Nothing was split or left out.",
     }
 
@@ -257,6 +262,9 @@ class StoreError(MlopsError):
         "for EDIT on the model and its experiments (docs/team-server.md). 'mlops history' says what stands.",
         "read_only": "The MLflow store '{uri}' is read-only for this user. Make the file and its folder writable, or "
         "set MLFLOW_TRACKING_URI to a store that is. Nothing was changed.",
+        "deleted": "Experiment '{name}' of the MLflow store at '{uri}' has been deleted. Restore it with "
+        "'MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {experiment_id}', or give the project "
+        "another name. Nothing was run.",
         "broken": "The MLflow store '{uri}' cannot be used: {reason}. Restore it from a backup, or move it away: after "
         "`mv {path} {path}.broken` the next command makes a fresh one. Nothing was changed.",
     }
@@ -385,6 +393,8 @@ class ServiceError(MlopsError):
     """A service that cannot start, or cannot answer; its text has not a word of a request's rows."""
 
     texts: ClassVar[Mapping[str, str]] = {
+        "host": "Nothing can listen on port {port} of '{host}': {reason}. Name an address of this machine, such as "
+        "127.0.0.1, and a port that this user may open. Nothing was started.",
         "port": "Port {port} on {host} is taken. Name another with --port. Nothing was started.",
         "payload": "The request cannot be read: {reason}. Send a JSON object with exactly one of {forms:list}. Nothing "
         "was scored.",

@@ -1,8 +1,9 @@
 """What one project is: its model, data, gates, stages and notebooks, in one frozen record.
 
-The project file (``notebooks/project.py``) builds ``project = Project(...)``; :func:`load_project` finds and imports
-it and is the only reader of environment variables in this library. It refuses a file without a project and a period
-that was never ingested, with the list of what exists.
+The project file (``notebooks/project.py``) builds ``project = Project(...)``, which holds its fields against each other
+when it is made: nothing runs on names that the store will not take. :func:`load_project` finds and imports the file and
+is the only reader of environment variables in this library. It refuses a file without a project and a period that was
+never ingested, with the list of what exists.
 
 >>> from mlops_lib.project import load_project
 >>> project = load_project()  # doctest: +SKIP
@@ -13,22 +14,25 @@ from __future__ import annotations
 import configparser
 import contextlib
 import getpass
+import glob
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from urllib.parse import unquote, urlsplit
 
 from mlops_lib import redaction
-from mlops_lib.errors import NotFoundError, ProjectError, SignatureError
+from mlops_lib.errors import MlopsError, NotFoundError, ProjectError, SignatureError
+from mlops_lib.project_fields import check_fields
 
 if TYPE_CHECKING:
     from mlops_lib.task import Task
 
 PROJECT_FILE = Path("notebooks/project.py")
+ONLY_PERIOD = "all"  # the period of a table that is one file
 
 
 def _binary() -> Task:
@@ -38,13 +42,43 @@ def _binary() -> Task:
 
 
 @dataclass(frozen=True)
+class Monitoring:
+    """How far production may move before ``monitor`` says no.
+
+    Quality has failed where the *better* end of the leading metric's interval is beyond its limit: an alarm needs
+    evidence, as a gate's pass does, which is judged at the worse end.
+
+    Parameters
+    ----------
+    max_psi : float
+        Of each feature; 0.1 is usually read as a slight and 0.25 as a large shift.
+    max_missing_change : float in [0, 1]
+        Of the share of missing values of each feature.
+    max_loss : float
+        How far a classifier's leading metric may fall behind what was measured before registration.
+    max_error_growth : float
+        How much the error of predicted numbers may grow, as a share of it.
+    min_labelled : int
+        With fewer labels nothing is judged.
+    """
+
+    max_psi: float = 0.25
+    max_missing_change: float = 0.05
+    max_loss: float = 0.03
+    max_error_growth: float = 0.1
+    min_labelled: int = 200
+
+
+@dataclass(frozen=True)
 class Project:
     """One project, as its project file declares it.
+
+    Without target, keys, features, arrivals and labels it is one of notebooks alone.
 
     Parameters
     ----------
     name : str
-        Name of the registered model and of the MLflow experiment.
+        Name of the registered model and of the MLflow experiment, and of a folder.
     root : Path
         Folder that ``arrivals``, ``labels`` and ``notebooks`` are relative to.
     target : str
@@ -54,7 +88,8 @@ class Project:
     features : tuple of str
         Columns that the model may see.
     arrivals, labels : str
-        Path templates with one ``{period}``, for what is known when a row arrives and for what becomes known later.
+        Path templates with one ``{period}``, for what is known when a row arrives and for what becomes known later; or
+        one file each, whose only period is ``all``.
     predictions : str
         Path template with ``{period}`` and ``{version}``, for what was predicted in between.
     labelled_at : str
@@ -64,7 +99,7 @@ class Project:
     slices : tuple of str
         Feature columns whose values are looked at one by one.
     stages : tuple of str
-        In order of trust; a new version enters the first one.
+        In order of trust, two or more; a new version enters the first one.
     may_skip_stages : bool
         Whether a version may go from the first stage to any other at once.
     approvals : tuple of str
@@ -85,15 +120,22 @@ class Project:
         Takes the contract inferred from training data and returns the one to use.
     keep_features : {"none", "values", "hash"}
         Whether batch predictions carry the features they were made from, or a 64-bit hash of them.
+    monitoring : Monitoring
+        How far production may move.
+
+    Raises
+    ------
+    ProjectError, NotFoundError
+        For a field that cannot be used as it is. Nothing was run.
     """
 
     name: str
     root: Path
-    target: str
-    keys: tuple[str, ...]
-    features: tuple[str, ...]
-    arrivals: str
-    labels: str
+    target: str = ""
+    keys: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    arrivals: str = ""
+    labels: str = ""
     predictions: str = "data/predictions/{period}/version-{version}.parquet"
     labelled_at: str = "labelled_at"
     gates: tuple[Any, ...] = ()
@@ -108,6 +150,7 @@ class Project:
     trusted_keys: tuple[str, ...] = ()
     adjust_contract: Callable[[Any], Any] | None = None
     keep_features: Literal["none", "values", "hash"] = "none"
+    monitoring: Monitoring = Monitoring()
     notebooks: str = "notebooks"
     # Filled in by load_project, from the environment of this process.
     file: Path | None = None
@@ -120,7 +163,13 @@ class Project:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raise ``NotFoundError`` for an approval that no stage would ask for."""
+        """Raise for the first field that cannot be used as it is."""
+        for name, value, fits, needs in check_fields(self):
+            if not fits:
+                raise ProjectError("field", field=name, value=value, needs=needs)
+        for column in self.slices:
+            if column not in self.features:
+                raise NotFoundError("feature", column=column, features=self.features)
         for stage in self.approvals:
             self.raise_for_stage(stage)
 
@@ -147,10 +196,13 @@ class Project:
         NotFoundError, ProjectError
             For a named period that was not ingested, and where ``first`` is the later one.
         """
-        head, _, tail = getattr(self, table).partition("{period}")
-        paths = sorted(self.root.glob(f"{head}*{tail}"))
-        names = (str(path.relative_to(self.root))[len(head) : -len(tail) or None] for path in paths)
-        known = tuple(name for name in names if name and not name.startswith("."))
+        template = getattr(self, table)
+        head, has_period, tail = template.partition("{period}")
+        if has_period:
+            paths = glob.glob(f"{glob.escape(head)}*{glob.escape(tail)}", root_dir=self.root)  # noqa: PTH207 - a template may be absolute
+            known = tuple(sorted(path[len(head) : -len(tail) or None] for path in paths))
+        else:
+            known = (ONLY_PERIOD,) if template and (self.root / template).is_file() else ()
         for period in filter(None, (first, last)):
             self.path(table, period)
         if first and last and first > last:
@@ -191,7 +243,12 @@ class Project:
 
 
 def find_project_file(file: str | Path | None = None) -> Path:
-    """Find the project file: ``file``, ``MLOPS_PROJECT``, or ``notebooks/project.py`` here or in a parent folder.
+    """Find the project file: ``notebooks/project.py`` here or in a parent folder, unless one is named.
+
+    Parameters
+    ----------
+    file : path, optional
+        The file or its project's folder; by default what ``MLOPS_PROJECT`` names.
 
     Raises
     ------
@@ -199,7 +256,10 @@ def find_project_file(file: str | Path | None = None) -> Path:
         With every place that was looked at.
     """
     named, here = file or os.environ.get("MLOPS_PROJECT"), Path.cwd()
-    candidates = [Path(named).resolve()] if named else [folder / PROJECT_FILE for folder in (here, *here.parents)]
+    candidates = [folder / PROJECT_FILE for folder in (here, *here.parents)]
+    if named:
+        place = Path(named).resolve()
+        candidates = [place / PROJECT_FILE, place / PROJECT_FILE.name] if place.is_dir() else [place]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -228,7 +288,10 @@ def load_project(file: str | Path | None = None) -> Project:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickles look their module up
     try:
-        spec.loader.exec_module(module)
+        with _kept_apart():
+            spec.loader.exec_module(module)
+    except MlopsError:
+        raise
     except (Exception, SystemExit) as error:
         raise ProjectError("file", file=path, reason=f"{type(error).__name__}: {error}") from error
     project = getattr(module, "project", None)
@@ -249,6 +312,27 @@ def load_project(file: str | Path | None = None) -> Project:
         outputs=Path(outputs).resolve() if outputs else None,
         environ=environ,
     )
+
+
+@contextlib.contextmanager
+def _kept_apart() -> Iterator[None]:
+    """Let a project file neither answer nor end in a command's place: what it prints goes to stderr."""
+    owner, end, answers = os.getpid(), os._exit, os.dup(1)
+
+    def refuse(code: int) -> NoReturn:
+        if os.getpid() == owner:
+            raise SystemExit(f"os._exit({code})")
+        end(code)  # a process that it has forked
+
+    os.dup2(2, 1)
+    os._exit = refuse  # type: ignore[assignment]
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os._exit = end
+        os.dup2(answers, 1)
+        os.close(answers)
 
 
 def _account_name(uri: str) -> str | None:
@@ -285,7 +369,17 @@ def _login_name() -> str:
 
 def _tracking_uri(root: Path) -> str:
     """Return the store's URI; a relative SQLite path is made absolute, since MLflow would follow the working folder."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root / "mlflow.db")
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+        return sqlite_uri(Path(unquote(uri.removeprefix("sqlite:///"))).resolve())
     return uri
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the URI of a SQLite file, as SQLAlchemy reads it: unquoted, as far as a ``?``.
+
+    MLflow makes the folder that stands in a ``sqlite:///`` as it stands there, quoted: with the driver's name it does
+    not.
+    """
+    quoted = str(path).replace("%", "%25").replace("?", "%3F")
+    return f"sqlite{'' if quoted == str(path) else '+pysqlite'}:///{quoted}"

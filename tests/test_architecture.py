@@ -18,7 +18,7 @@ LIBRARY = Path(__file__).resolve().parent.parent / "mlops_lib"
 FLOORS = (
     ("wording",),
     ("errors", "redaction"),
-    ("report", "task"),
+    ("report", "task", "project_fields"),
     ("project",),
     ("engines.exact", "engines.warm"),
     ("data",),
@@ -32,7 +32,7 @@ FLOORS = (
 RANKS = {wing: rank for rank, wings in enumerate(FLOORS) for wing in wings}
 UPPER = ("programs", "engines", "cli")
 LONGEST = 450  # lines of one file
-WORDS = {"wording", "errors", "redaction", "report", "project", "task"}
+WORDS = {"wording", "errors", "redaction", "report", "project", "project_fields", "task"}
 # A wing that may import less than all below it, and one that may import a neighbour, each with its reason.
 ONLY = {
     "engines.exact": {"errors", "wording"},
@@ -43,6 +43,7 @@ SIDEWAYS = {("programs.notebooks", "programs.batch")}  # a sweep on Spark finds 
 ENVIRONMENT_READERS = {
     "project": "the one reader: everything else takes a Project",
     "cli": "sets how pyarrow allocates, before it is imported",
+    "tracking": "puts back what MLflow tells the environment of the store that it uses",
     "engines.warm": "JupyterLab and papermill start it without a project, and a fork must get its client's environment",
 }
 

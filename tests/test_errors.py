@@ -455,6 +455,31 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "instances. Nothing was scored.",
     ),
     (
+        errors.ServiceError("host", host="far.example", port=5001, reason="Name or service not known"),
+        "Nothing can listen on port 5001 of 'far.example': Name or service not known. Name an address of this machine, "
+        "such as 127.0.0.1, and a port that this user may open. Nothing was started.",
+    ),
+    (
+        errors.StoreError("deleted", name="toy", uri="sqlite:////a/mlflow.db", experiment_id="7"),
+        "Experiment 'toy' of the MLflow store at 'sqlite:////a/mlflow.db' has been deleted. Restore it with "
+        "'MLFLOW_TRACKING_URI=sqlite:////a/mlflow.db mlflow experiments restore --experiment-id 7', or give the "
+        "project another name. Nothing was run.",
+    ),
+    (
+        errors.TableError("times", column="labelled_at", reason="3 of 9 are in the future, 0 are none"),
+        "Column 'labelled_at' does not say when each label became known: 3 of 9 are in the future, 0 are none. A time "
+        "not later than now is expected in every row. Nothing was changed.",
+    ),
+    (
+        errors.NotFoundError("feature", column="sise", features=("size", "color")),
+        "Project(slices=…) names 'sise', which is no feature. Features are size, color. Did you mean 'size'? Nothing "
+        "was run.",
+    ),
+    (
+        errors.ProjectError("field", field="keys", value="id", needs="a tuple of texts, such as ('a', 'b') or ('a',)"),
+        "Project(keys='id') cannot be used: it needs a tuple of texts, such as ('a', 'b') or ('a',). Nothing was run.",
+    ),
+    (
         errors.ServiceError("prediction", version=3),
         "Version 3 gave a prediction that is no finite number. No prediction was returned. If it goes on, roll the "
         "stage back.",

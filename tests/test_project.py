@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import getpass
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import make_project, register_model
 from refusals import raises
 
+from mlops_lib import registry, tracking
 from mlops_lib.errors import (
     NotFoundError,
     ProjectError,
 )
+from mlops_lib.gates import Threshold
+from mlops_lib.programs import batch
 from mlops_lib.project import Project, find_project_file, load_project
+from mlops_lib.task import binary, regression
+from mlops_lib.tracking import store
 
 SOURCE = """
 from pathlib import Path
@@ -266,7 +276,146 @@ def test_secrets_are_named_ones_and_the_passwords_of_urls(tmp_path: Path) -> Non
         "BROKEN": "http://[half",
         "HOME": "/home/ada",
     }
-    project = Project(
-        "toy", tmp_path, "y", (), (), "a", "l", tracking_uri="postgresql://ada:pg@db/mlflow", environ=environment
-    )
+    project = Project("toy", tmp_path, tracking_uri="postgresql://ada:pg@db/mlflow", environ=environment)
     assert project.secrets == ("from-the-weather", "p%3Assword", "p:ssword", "pg")
+
+
+# --- what a project file may say ---------------------------------------------------------------------------------
+
+FIELDS: dict[str, Any] = {
+    "name": "toy",
+    "root": Path("/somewhere"),
+    "target": "broke",
+    "keys": ("thing_id",),
+    "features": ("size", "color"),
+    "arrivals": "a/{period}.parquet",
+    "labels": "l/{period}.parquet",
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("name", name) for name in ("", ".", "a/b", "a:b", "it's", 'a"b', "a%b", "../evil", "a\\b", "x" * 201)],
+        *[("name", name) for name in ("a\nb", " a", "a.", "toy.ledger", "a\u202eb", 7)],
+        *[("stages", stages) for stages in (("dev",), ("dev", "dev"), ("dev", "Dev"), ("dev", "7"), ("dev", "v7"))],
+        *[("stages", stages) for stages in (("dev", "latest"), ("dev", "none"), ("dev", "a b"), "dev", ["a", "b"])],
+        *[("keys", keys) for keys in ("thing_id", (), ["thing_id"], ("a", "a"), ("prediction",), ("score",))],
+        *[("features", features) for features in ("size", (), ("size", "size"), ("size", 7), ("size", ""))],
+        *[("target", target) for target in ("", 7, "prediction", "scored_at", "size", "thing_id")],
+        *[("labelled_at", column) for column in ("broke", "size", "thing_id")],
+        *[("slices", slices) for slices in ("color", ["color"])],
+        *[("gates", gates) for gates in (Threshold("f", 0.5), [Threshold("f", 0.5)], ("roc_auc",), (Threshold,))],
+        *[("task", task) for task in ("binary", binary)],
+        *[("ingest", value) for value in ("a function", ("2013-01",))],
+        *[("arrivals", path) for path in ("a/{periode}.csv", "a/{period}/{period}.csv", "a/{period.csv", "{}")],
+        ("labels", "a/{period}.parquet"),
+        ("labels", "l/all.parquet"),
+        *[("predictions", path) for path in ("p/{period}.parquet", "p/{version}.parquet", "p.parquet")],
+        ("keep_features", "some"),
+        ("root", "/somewhere"),
+        ("monitoring", 0.03),
+        ("may_skip_stages", "no"),
+    ],
+)
+def test_a_field_that_cannot_be_used_is_told_when_the_project_is_made(field: str, value: object) -> None:
+    Project(**FIELDS)
+    with raises(ProjectError, "field") as refused:
+        Project(**{**FIELDS, field: value})
+    assert str(refused.value).startswith(f"Project({field}=")
+
+
+def test_a_slice_is_a_feature_and_the_nearest_is_named() -> None:
+    with pytest.raises(NotFoundError, match=r"'colour'.*size, color.*Did you mean 'color'"):
+        Project(**FIELDS, slices=("colour",))
+
+
+@pytest.mark.parametrize("column", ["score", "score_x"])
+def test_a_score_is_a_columns_name_where_nothing_is_scored(column: str) -> None:
+    Project(**{**FIELDS, "keys": (column,)}, task=regression())
+    with raises(ProjectError, "field"):
+        Project(**{**FIELDS, "keys": (column,)})
+
+
+def test_a_project_of_notebooks_alone_names_no_tables(tmp_path: Path) -> None:
+    project = Project("toy", tmp_path)
+    assert project.periods() == ()
+
+
+def test_a_table_of_one_file_has_one_period(tmp_path: Path) -> None:
+    project = Project(**{**FIELDS, "root": tmp_path, "arrivals": "a.csv", "labels": "l.csv"})
+    assert project.periods() == ()
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    assert project.periods() == ("all",)
+    assert project.path("arrivals", "all") == tmp_path / "a.csv"
+
+
+# --- what a project file may do ----------------------------------------------------------------------------------
+
+
+def test_a_project_file_that_prints_does_not_answer_for_a_command(
+    repository: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = repository / "notebooks/project.py"
+    file.write_text("import os\nprint('one')\nos.system('echo two')\nos.write(1, b'three')\n" + SOURCE)
+    load_project()
+    print("the answer")
+    out, err = capfd.readouterr()
+    assert out == "the answer\n"
+    assert all(word in err for word in ("one", "two", "three"))
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "raise SystemExit", "exit()"])
+def test_a_project_file_that_ends_the_process_is_an_error(repository: Path, end: str) -> None:
+    (repository / "notebooks/project.py").write_text(f"import os, sys\n{end}\n{SOURCE}")
+    with raises(ProjectError, "file"):
+        load_project()
+
+
+def test_a_folder_is_named_for_the_file_in_it(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = repository / "notebooks/project.py"
+    monkeypatch.chdir("/")
+    for named in (repository, repository / "notebooks", expected):
+        assert find_project_file(named) == expected
+
+
+# --- paths and stores --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["100%", "a%20b", "what?", "c#", "two words", "größe", "a&b=c", "a+b", "[x]"])
+def test_the_loop_runs_in_a_folder_of_any_name(
+    name: str, tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / name
+    root.mkdir()
+    make_project(root, migrated_store)
+    (root / "notebooks").mkdir()
+    (root / "notebooks/project.py").write_text(SOURCE.replace('("size",)', '("color", "size", "weight")'))
+    project = replace(load_project(root), actor="ada")
+    assert register_model(project).version == 1
+    registry.promote(project, 1, "staging", force=True, reason="a test")
+    result = batch.score_table(project, "staging", project.path("arrivals", "p2"), root / "scored.parquet")
+    assert result.n_scored == 1000
+    assert (root / "mlflow.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert registry.check_store(project, everything=True).passed
+
+
+def test_two_projects_in_one_process_never_share_a_store(
+    tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    projects = []
+    for name in ("one", "two"):
+        (tmp_path / name / "notebooks").mkdir(parents=True)
+        shutil.copy(migrated_store / "mlflow.db", tmp_path / name / "mlflow.db")
+        (tmp_path / name / "notebooks/project.py").write_text(SOURCE)
+        projects.append(load_project(tmp_path / name))
+        with tracking.start_run(projects[-1]) as run:
+            assert store.connect(projects[-1].tracking_uri).get_run(run.info.run_id).info.run_id
+    uris = [project.tracking_uri for project in projects]
+    assert uris[0] != uris[1]
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    for uri in uris:
+        assert len(store.connect(uri).search_runs(["1"])) == 1

@@ -18,7 +18,19 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from mlops_lib.cli import programs, stages
-from mlops_lib.cli.options import Answer, Commands, command, json_option, load_project, print_answer, table_of
+from mlops_lib.cli.options import (
+    LOOPBACK,
+    PORT,
+    Answer,
+    Commands,
+    command,
+    json_option,
+    load_project,
+    open_option,
+    print_answer,
+    raise_for_host,
+    table_of,
+)
 from mlops_lib.engines import warm
 from mlops_lib.errors import MlopsError
 from mlops_lib.report import table_lines
@@ -48,27 +60,32 @@ def main(ctx: click.Context, file: Path | None, debug: bool) -> None:
 # --- the place itself --------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def lab(arguments: tuple[str, ...]) -> None:
     """Open JupyterLab on the notebooks, with the command line's store and warm kernels.
 
-    Example: mlops lab
+    Its root is the project's folder, so that executed notebooks in runs/ open too. Further arguments are JupyterLab's.
+
+    Example: mlops lab --no-browser
     """
     project = load_project()
-    _exec(project, "jupyter", "lab", str(project.root / project.notebooks), *arguments)
+    opened = f"--LabApp.default_url=/lab/tree/{project.notebooks}"
+    _exec(project, "jupyter", "lab", str(project.root), opened, *arguments)
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=5000, show_default=True)
-def ui(host: str, port: int) -> None:
+@click.option("--port", type=PORT, default=5000, show_default=True)
+@open_option
+def ui(host: str, port: int, is_open: bool) -> None:
     """Open MLflow's own pages on the store.
 
     Example: mlops ui
     """
     from mlops_lib.tracking import store
 
+    raise_for_host(host, is_open)
     project = load_project()
     store.connect(project.tracking_uri)
     if store.sqlite_path(project.tracking_uri) is None:
@@ -77,7 +94,11 @@ def ui(host: str, port: int) -> None:
     root = store.artifact_root(project.tracking_uri) or ""
     uris = ["--backend-store-uri", project.tracking_uri, "--default-artifact-root", root]
     click.echo(f"MLflow on http://{host}:{port} (model '{project.name}')", err=True)
-    _exec(project, "mlflow", "server", *uris, "--host", host, "--port", str(port), "--workers", "1")
+    hosts = "*" if host not in LOOPBACK else ",".join(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]"))
+    _exec(
+        project,
+        *("mlflow", "server", *uris, "--host", host, "--port", str(port), "--workers", "1", "--allowed-hosts", hosts),
+    )
 
 
 def _exec(project: Project, program: str, *arguments: str) -> None:

@@ -25,12 +25,41 @@ if TYPE_CHECKING:
     from mlops_lib.project import Project
 
 NO = 3  # it worked and the answer is no
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+AS_JSON = "mlops.json"  # in the context: errors are answers too
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+PORT = click.IntRange(1, 65_535)
+SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+def _note_json(ctx: click.Context, _: click.Parameter, as_json: bool) -> bool:
+    ctx.meta[AS_JSON] = as_json
+    return as_json
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, is_eager=True, callback=_note_json, help="Print JSON, of errors too."
+)
+open_option = click.option("--open", "is_open", is_flag=True, help="Answer other machines, which show no account.")
+
+
+def raise_for_host(host: str, is_open: bool) -> None:
+    """Raise ``UsageError`` for a host that other machines reach, unless that was asked for."""
+    if host not in LOOPBACK and not is_open:
+        raise click.UsageError(
+            f"with --host {host} other machines get answers, and nobody shows an account. Say so with --open, or keep "
+            f"to 127.0.0.1 behind a proxy that asks for one."
+        )
+
+
+def refuse_both(stage: object, version: object) -> None:
+    """Raise ``UsageError`` if a stage and a version are named."""
+    if stage is not None and version is not None:
+        raise click.UsageError("name --stage or --version, not both")
 
 
 class Commands(click.Group):
-    """The one handler of errors: one line in red and exit 1; ``--debug`` shows the traceback."""
+    """The one handler of errors: a line in red, with ``--json`` an object too, and exit 1; ``--debug`` shows where."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order of the loop, not of the alphabet."""
@@ -44,6 +73,9 @@ class Commands(click.Group):
             if ctx.find_root().params.get("debug"):
                 raise
             click.secho(str(error), fg="red", err=True)
+            if ctx.meta.get(AS_JSON):
+                told = {"type": type(error).__name__, "case": error.case, "message": str(error), **error.facts}
+                click.echo(json.dumps({"error": told}, default=str, indent=1))
             ctx.exit(NO if isinstance(error, RefusedError) else 1)
 
 

@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlops_lib.cli.options import Answer, command, json_option, load_project, print_answer, table_of
+from mlops_lib.cli.options import (
+    PORT,
+    SECONDS,
+    Answer,
+    command,
+    json_option,
+    load_project,
+    open_option,
+    print_answer,
+    raise_for_host,
+    refuse_both,
+    table_of,
+)
 from mlops_lib.engines import warm
 
 if TYPE_CHECKING:
@@ -79,7 +91,7 @@ def ingest() -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NOTEBOOK...")
 @click.option("-p", "--parameter", "given", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
 @click.option("-j", "--jobs", "n_jobs", type=click.IntRange(min=1), default=2, show_default=True, help="At a time.")
-@click.option("--timeout", "timeout_s", type=float, help="Seconds for each whole notebook.")
+@click.option("--timeout", "timeout_s", type=SECONDS, help="Seconds for each whole notebook.")
 @click.option("--cached", is_flag=True, help="Return the finished run if nothing it depends on has changed.")
 @click.option("--parameters", "show", is_flag=True, help="Print the notebook's parameters and stop.")
 @json_option
@@ -164,7 +176,7 @@ def _describe(finished: NotebookRun) -> dict[str, Any]:
     "--greater-is-better/--lower-is-better", default=True, show_default=True, help="Which end of the metric is best."
 )
 @click.option("--fail-fast", is_flag=True, help="Begin no other trial after the first failure.")
-@click.option("--timeout", "timeout_s", type=float, help="Seconds for each trial.")
+@click.option("--timeout", "timeout_s", type=SECONDS, help="Seconds for each trial.")
 @spark_option
 @json_option
 def sweep(notebook: str, given: tuple[str, ...], as_json: bool, **options: Any) -> None:
@@ -230,7 +242,14 @@ def _split(text: str) -> list[str]:
 @click.argument("names", nargs=-1, metavar="[NOTEBOOK]...")
 @click.option("--all", "force", is_flag=True, help="Run even what has passed and not changed since.")
 @click.option("--update", is_flag=True, help="Rewrite the outputs that differ, if every cell runs.")
-@click.option("--cell-timeout", "cell_timeout_s", default=120, show_default=True, help="Seconds for one cell.")
+@click.option(
+    "--cell-timeout",
+    "cell_timeout_s",
+    type=click.IntRange(min=1),
+    default=120,
+    show_default=True,
+    help="Seconds for one cell.",
+)
 @json_option
 def check(names: tuple[str, ...], force: bool, update: bool, as_json: bool, **limits: Any) -> None:
     """Check committed notebooks: order, types, ruff, and every output against a fresh run. Exit 3 if one does not hold.
@@ -293,8 +312,9 @@ def score(input_path: str, output_path: str, rows: int | None, master: str | Non
 @stage_option
 @click.option("--version", type=int, help="Serve this version instead of a stage's.")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=5001, show_default=True)
-def serve(stage: str | None, version: int | None, host: str, port: int) -> None:
+@click.option("--port", type=PORT, default=5001, show_default=True)
+@open_option
+def serve(stage: str | None, version: int | None, host: str, port: int, is_open: bool) -> None:
     """Answer MLflow's /invocations with a verified version, until interrupted; a stage is followed as it moves.
 
     Example: mlops serve --stage prod
@@ -302,6 +322,8 @@ def serve(stage: str | None, version: int | None, host: str, port: int) -> None:
     from mlops_lib import registry
     from mlops_lib.programs import service
 
+    refuse_both(stage, version)
+    raise_for_host(host, is_open)
     project = load_project()
     name = stage or project.production
     release = registry.load_model(project, name if version is None else version)
@@ -313,14 +335,19 @@ def serve(stage: str | None, version: int | None, host: str, port: int) -> None:
 @command
 @click.argument("period")
 @stage_option
+@click.option("--version", type=int, help="Measure this version instead of a stage's, also one that was replaced.")
 @click.option("--as-of", type=click.DateTime(), help="Only labels known by then (UTC).")
-def monitor(project: Project, period: str, stage: str | None, as_of: datetime | None) -> Answer:
-    """Compare a period with the training data, and its predictions with the labels that have come. Exit 3 on drift.
+def monitor(project: Project, period: str, stage: str | None, version: int | None, as_of: datetime | None) -> Answer:
+    """Compare a period with the training data, and its predictions with the labels that have come.
+
+    Exit 3 on drift, on quality beyond the project's limits, and where predictions or labels are missing.
 
     Example: mlops monitor 2013-05
     """
     from mlops_lib.programs import operate
 
-    monitored = operate.monitor_period(project, period, stage, as_of=as_of.replace(tzinfo=UTC) if as_of else None)
+    refuse_both(stage, version)
+    moment = as_of.replace(tzinfo=UTC) if as_of else None
+    monitored = operate.monitor_period(project, period, stage if version is None else version, as_of=moment)
     reports = (monitored.drift, monitored.quality)
     return Answer([report.to_dict() for report in reports], [str(report) for report in reports], monitored.passed)

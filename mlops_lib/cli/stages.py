@@ -105,19 +105,24 @@ def contract(project: Project, version: str, other: str | None) -> Answer:
 
 
 def move(function: Callable[[], None]) -> click.Command:
-    """Make a command that calls the registry's function of the same name and prints the entry that was written."""
+    """Make a command that calls the registry's function of the same name and prints the entry that was written.
+
+    A version is its number, or a stage that has it.
+    """
 
     @functools.wraps(function)
     def call(project: Project, **options: Any) -> Any:
         from mlops_lib import registry
 
+        for name in {"version", "to"} & {name for name, value in options.items() if value is not None}:
+            options[name] = registry.resolve(project, options[name])
         return getattr(registry, function.__name__)(project, **options)
 
     return command(call)
 
 
 @move
-@click.argument("version", type=int)
+@click.argument("version")
 @click.argument("stage")
 @click.option("--reason", default="", help="Why; written in the history.")
 @click.option("--force", is_flag=True, help="Move although gates failed; takes a reason, stays in the history.")
@@ -130,7 +135,7 @@ def promote() -> None:
 
 @move
 @click.argument("stage")
-@click.option("--to", type=int, help="Version to go back to; default the one before.")
+@click.option("--to", help="Version to go back to; default the one before.")
 @reason_option
 def rollback() -> None:
     """Move a stage back to a version that it had, verified and loaded first.
@@ -140,7 +145,7 @@ def rollback() -> None:
 
 
 @move
-@click.argument("version", type=int)
+@click.argument("version")
 @click.argument("stage")
 @reason_option
 def approve() -> None:
@@ -171,16 +176,16 @@ def unfreeze() -> None:
 
 
 @command
-@click.argument("version", type=int)
+@click.argument("version")
 @reason_option
-def delete(project: Project, version: int, reason: str) -> Entry:
+def delete(project: Project, version: str, reason: str) -> Entry:
     """Delete a version that no stage has and no rollback could need; its history stays.
 
     Example: mlops delete 3 --reason "trained on the wrong month"
     """
     from mlops_lib import registry
 
-    return registry.delete_version(project, version, reason=reason)
+    return registry.delete_version(project, registry.resolve(project, version), reason=reason)
 
 
 # --- looking back ------------------------------------------------------------------------------------------------

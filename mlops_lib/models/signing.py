@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from mlops_lib import data
 from mlops_lib.errors import SignatureError
 
 # On the logged model and on the version, beside the manifest.
@@ -35,24 +36,25 @@ def create_keys(folder: Path) -> Path:
 
     Raises
     ------
-    SignatureError
-        If there is a key already; nothing was written.
+    SignatureError, WriteError
+        If there is a key already, or none can be written there; nothing was written.
     """
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - 0.1 s that hardly a command needs
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415 - as above
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / PRIVATE_FILE
     key = Ed25519PrivateKey.generate()
     plain = serialization.NoEncryption()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError as error:
-        raise SignatureError("key", path=path, reason="exists already and is not written over") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
-    (folder / PUBLIC_FILE).write_text(f"{_describe(key.public_key().public_bytes_raw())}\n", encoding="ascii")
+    with data.translate_write_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError as error:
+            raise SignatureError("key", path=path, reason="exists already and is not written over") from error
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(pem)
+        (folder / PUBLIC_FILE).write_text(f"{_describe(key.public_key().public_bytes_raw())}\n", encoding="ascii")
     return path
 
 

@@ -12,6 +12,7 @@ refused with row and rule, and never echoed. It listens on this machine only, un
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import socket
@@ -26,6 +27,7 @@ import numpy as np
 import pandas as pd
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from mlops_lib import contracts, registry
@@ -34,6 +36,7 @@ from mlops_lib.errors import MlopsError, ServiceError
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
 
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")  # names by which this machine calls itself
 LOOK_S = 10.0  # how often the service asks what its stage has
 MAX_PAUSE_S = 600.0  # how long a version that was refused is left alone at most
 FORMS = ("dataframe_records", "dataframe_split", "inputs", "instances")
@@ -85,6 +88,7 @@ class Follower:
                 return
             if version not in (None, self.served.release.version):
                 self.served = self._prepare(registry.load_model(self.project, self.stage))
+                print(f"now serving version {self.served.release.version}", file=sys.stderr, flush=True)
             self.waiting = "" if version is not None else f"stage '{self.stage}' is empty"
             self._refused, self._pause_s = None, 0.0
         except Exception as error:  # noqa: BLE001 - no fault of another version may stop this one
@@ -217,13 +221,16 @@ def read_payload(body: bytes) -> pd.DataFrame:
 
 
 def raise_for_port(host: str, port: int) -> None:
-    """Raise ``ServiceError`` if somebody listens on ``port`` already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
+    """Raise ``ServiceError`` if nothing can listen there: somebody does already, or the host is not this machine's."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             raise ServiceError("port", host=host, port=port) from error
+        raise ServiceError("host", host=host, port=port, reason=error.strerror or str(error)) from error
 
 
 def serve(
@@ -232,7 +239,10 @@ def serve(
     """Serve a release until interrupted; with a project and a stage to follow, whatever that stage has."""
     follower = Follower(*follow, release) if follow else None
     with follower.looking(LOOK_S) if follower else contextlib.nullcontext():
-        uvicorn.run(create_app(release, follower), host=host, port=port, log_level="warning")
+        app = create_app(release, follower)
+        if host in LOOPBACK:  # a page of another site cannot ask under a name of its own
+            app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+        uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
 def _from_records(value: Any) -> pd.DataFrame:

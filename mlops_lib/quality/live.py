@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mlops_lib.errors import QualityError
+from mlops_lib.quality.intervals import estimate
 from mlops_lib.quality.metrics import Floats, Metric, Truth, compare_scores, find_metric
 from mlops_lib.quality.profiles import raise_for_columns
 from mlops_lib.report import Report, Row, Status
@@ -53,7 +55,8 @@ def compute_live_quality(
         Indexed by the sorted values of ``by``: ``n_scored, n_labelled, labelled_share``; of all rows ``mean_score``
         (of several classes that of the predicted one; of numbers ``mean_prediction``); of the labelled ones
         ``positive_share`` (of several classes ``right_share``, of numbers ``mean_target``) and ``calibration_gap``,
-        by how much the mean score of the same rows exceeds it; the metrics, NaN where they have no value.
+        by how much the mean score of the same rows exceeds it; the metrics, NaN where they have no value, and after
+        them the ends of their 95 % intervals, such as ``roc_auc_low`` and ``roc_auc_high``.
 
     Raises
     ------
@@ -93,6 +96,7 @@ def _measure_group(task: Task, target: pd.Series[Any], y_score: Floats, metrics:
         means, of_known = "mean_prediction", "mean_target"
     expected, observed = compare_scores(task, y, known)
     observed_mean = float(observed.mean()) if len(y) else np.nan
+    measured = [_measure(metric, task, y, known) for metric in metrics]
     return {
         "n_scored": len(target),
         "n_labelled": len(y),
@@ -100,17 +104,21 @@ def _measure_group(task: Task, target: pd.Series[Any], y_score: Floats, metrics:
         means: float((y_score.max(axis=1) if task.kind == "multiclass" else y_score).mean()),
         of_known: observed_mean,
         "calibration_gap": float(expected.mean()) - observed_mean if len(y) else np.nan,
-    } | {metric.name: _measure(metric, task, y, known) for metric in metrics}
+        **{metric.name: value for metric, (value, _, _) in zip(metrics, measured, strict=True)},
+        **{f"{metric.name}_low": low for metric, (_, low, _) in zip(metrics, measured, strict=True)},
+        **{f"{metric.name}_high": high for metric, (_, _, high) in zip(metrics, measured, strict=True)},
+    }
 
 
-def _measure(metric: Metric, task: Task, y: Truth, y_score: Floats) -> float:
-    """Return a metric's value, NaN where it has none."""
-    if not len(y) or (task.is_classifier and y.min() == y.max()):
-        return np.nan
-    try:
-        return metric.measure(task, y, y_score)
-    except QualityError:
-        return np.nan
+def _measure(metric: Metric, task: Task, y: Truth, y_score: Floats) -> tuple[float, float, float]:
+    """Return a metric's value and the ends of its 95 % interval, NaN where they have none."""
+    value = low = high = np.nan
+    if len(y) and not (task.is_classifier and y.min() == y.max()):
+        with contextlib.suppress(QualityError):
+            value = metric.measure(task, y, y_score)
+            interval = estimate(metric, task, y, [y_score], codes=None, confidence=0.95)
+            low, high = interval.low, interval.high
+    return value, low, high
 
 
 @dataclass(frozen=True)
@@ -130,13 +138,19 @@ class Limit:
             return f"{self.low:g} to {self.high:g}"
         return f">= {self.low:g}" if self.low is not None else f"<= {self.high:g}" if self.high is not None else "any"
 
-    def holds(self, value: float) -> bool:
-        """Whether the value lies in the range; NaN never does."""
-        return (-np.inf if self.low is None else self.low) <= value <= (np.inf if self.high is None else self.high)
+    def holds(self, value: float, low: float = np.nan, high: float = np.nan) -> bool:
+        """Whether the value, or some of its interval, lies in the range; a value of NaN never does."""
+        low, high = (value, value) if np.isnan([low, high]).any() else (low, high)
+        is_in = (-np.inf if self.low is None else self.low) <= high and low <= (
+            np.inf if self.high is None else self.high
+        )
+        return is_in and not np.isnan(value)
 
 
 def check_live_quality(quality: pd.DataFrame, *, limits: Mapping[str, Limit], min_labelled: int = 200) -> Report:
     """Check every version or period of :func:`compute_live_quality` against limits.
+
+    What has an interval has failed where even its better end is beyond the limit: an alarm needs evidence.
 
     Parameters
     ----------
@@ -156,8 +170,10 @@ def check_live_quality(quality: pd.DataFrame, *, limits: Mapping[str, Limit], mi
     for group, each in quality.iterrows():
         for name, limit in limits.items():
             value, n_labelled = float(each[name]), int(each["n_labelled"])
-            status: Status = "passed" if limit.holds(value) else "failed"
-            reason = "" if status == "passed" else f"on {n_labelled} labels"
+            low, high = (float(each.get(f"{name}_{end}", np.nan)) for end in ("low", "high"))
+            status: Status = "passed" if limit.holds(value, low, high) else "failed"
+            ends = "" if np.isnan(low) else f"its interval is {low:.3f} to {high:.3f} "
+            reason = "" if status == "passed" else f"{ends}on {n_labelled} labels"
             if n_labelled < min_labelled:
                 status, reason = "not_applicable", f"{n_labelled} labels, needs {min_labelled}"
             elif np.isnan(value):

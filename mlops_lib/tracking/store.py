@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import filelock
 import mlflow
@@ -36,7 +36,7 @@ from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlops_lib.errors import ProjectError, StoreError
-from mlops_lib.project import Project
+from mlops_lib.project import Project, sqlite_uri
 
 CONNECT_TIMEOUT_S = 5.0
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of what is not there: the latter for a malformed id
@@ -49,7 +49,7 @@ R = TypeVar("R")
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client of the store at ``uri`` and make it this process's tracking and registry store.
+    """Return a client of the store at ``uri`` and make it MLflow's own, unless a run is open, which may be elsewhere.
 
     Parameters
     ----------
@@ -76,8 +76,8 @@ def connect(uri: str) -> MlflowClient:
     elif urlsplit(uri).scheme in ("http", "https"):
         _raise_for_server(uri)
     quiet_mlflow()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    if mlflow.active_run() is None:
+        _use(uri)
     with translate_connect_errors(uri):
         if database not in _examined:
             with _first_use(uri):
@@ -87,14 +87,27 @@ def connect(uri: str) -> MlflowClient:
         return MlflowClient(uri, uri)
 
 
+def _use(uri: str) -> None:
+    """Make a store MLflow's own. It would tell the environment, where a second project would read it as its user's."""
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        os.environ |= {name: value} if value is not None else {}
+
+
 def get_experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """Return the id of experiment ``name``, creating it where it is missing; artifacts go beside a SQLite store."""
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
+        if experiment.lifecycle_stage == "deleted":
+            raise StoreError("deleted", name=name, uri=without_password(uri), experiment_id=experiment.experiment_id)
         return str(experiment.experiment_id)
     root = artifact_root(uri)
     with ignore_codes("RESOURCE_ALREADY_EXISTS"):
-        return str(client.create_experiment(name, artifact_location=f"{root}/{name}" if root else None))
+        return str(client.create_experiment(name, artifact_location=f"{root}/{quote(name)}" if root else None))
     return get_experiment_id(client, uri, name)  # another process was faster
 
 
@@ -133,8 +146,9 @@ def quiet_mlflow() -> None:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the file of a SQLite URI, or None for any other store."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    """Return the file of a SQLite URI, or None for any other store; see :func:`mlops_lib.project.sqlite_uri`."""
+    scheme, _, path = uri.partition(":///")
+    return Path(unquote(path.partition("?")[0])) if scheme in ("sqlite", "sqlite+pysqlite") else None
 
 
 def artifact_root(uri: str) -> str | None:
@@ -212,7 +226,7 @@ def _build_schema(path: Path, artifacts: str) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: PLC0415 - 0.7 s, once per store
 
     quiet_mlflow()
-    SqlAlchemyStore(f"sqlite:///{path}", artifacts).engine.dispose()
+    SqlAlchemyStore(sqlite_uri(path), artifacts).engine.dispose()
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 

@@ -104,7 +104,7 @@ def test_help_lists_the_commands_in_the_order_of_the_loop() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["promote"], ["promote", "one", "prod"], ["rollback", "prod"], ["score", "a"], ["--nonsense"]],
+    [["nonsense"], ["promote"], ["rollback", "prod"], ["score", "a"], ["--nonsense"]],
 )
 def test_a_wrong_command_line_is_exit_code_2(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli.main, arguments)
@@ -137,6 +137,8 @@ def test_the_loop_from_a_version_to_a_rollback(mlops: Mlops, project: Project) -
     assert scored.exit_code == 0, scored.output
     assert "1,000 of 1,000 rows scored with version 1 of 'toy', none set aside" in scored.stdout
     assert len(data.read_table(project.root / "scored.parquet")) == 1000
+    assert mlops("monitor", "p2").exit_code == 3, "nothing was scored yet"
+    assert mlops("score", project.path("arrivals", "p2"), project.predictions_path("p2", 1)).exit_code == 0
     assert mlops("monitor", "p2").exit_code == 0
     assert mlops("doctor").exit_code == 0
 
@@ -152,7 +154,7 @@ def test_the_loop_from_a_version_to_a_rollback(mlops: Mlops, project: Project) -
         (["history", "--json"], 0),
         (["promote", "1", "staging", "--force", "--reason", "test", "--json"], 0),
         (["score", "data/arrivals/p2.parquet", "out.parquet", "--version", "1", "--json"], 0),
-        (["monitor", "p2", "--stage", "dev", "--json"], 0),
+        (["monitor", "p2", "--stage", "dev", "--json"], 3),
         (["doctor", "--json"], 0),
     ],
 )
@@ -390,3 +392,75 @@ def test_a_threshold_of_the_project_file_is_the_gate_that_is_used(mlops: Mlops, 
     gates: tuple[Any, ...] = load_project().gates
     assert gates == (Threshold("roc_auc", 0.7),)
     assert mlops("models").exit_code == 0
+
+
+# --- errors for machines, and what a command line may say ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "kind", "fact"),
+    [
+        (["show", "prd", "--json"], 1, "NotFoundError", ("stage", "prd")),
+        (["promote", "1", "staging", "--json"], 3, "RefusedError", ("version", 1)),
+        (["monitor", "p9", "--stage", "dev", "--json"], 1, "NotFoundError", ("period", "p9")),
+    ],
+)
+@pytest.mark.usefixtures("version")
+def test_errors_and_refusals_are_json_too(
+    mlops: Mlops, arguments: list[str], exit_code: int, kind: str, fact: tuple[str, object]
+) -> None:
+    result = mlops(*arguments)
+    assert result.exit_code == exit_code
+    told = json.loads(result.stdout)["error"]
+    assert (told["type"], told[fact[0]]) == (kind, fact[1])
+    assert told["message"] in click.unstyle(result.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["serve", "--port", port] for port in ("80000", "0", "-1", "http")),
+        *(["ui", "--port", port] for port in ("80000", "0")),
+        *([name, "--host", "0.0.0.0"] for name in ("serve", "ui")),
+        *(["run", "01_explore", "--timeout", seconds] for seconds in ("-1", "0", "soon")),
+        ["check", "--cell-timeout", "0"],
+        ["serve", "--stage", "prod", "--version", "1"],
+        ["monitor", "p2", "--stage", "prod", "--version", "1"],
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(mlops: Mlops, arguments: list[str]) -> None:
+    result = mlops(*arguments)
+    assert result.exit_code == 2
+    assert "Usage: " in result.stderr
+
+
+def test_a_host_that_is_not_this_machines_is_told_as_that(mlops: Mlops, version: registry.Version) -> None:
+    result = mlops("serve", "--version", version.version, "--host", "no-such-host.invalid", "--open")
+    raise_for_error(result, 1, "Nothing can listen", "no-such-host.invalid")
+
+
+def test_a_stage_names_its_version_wherever_one_is_asked_for(mlops: Mlops, second: registry.Version) -> None:
+    assert mlops("promote", "dev", "staging", "--force", "--reason", "a test").exit_code == 0
+    assert json.loads(mlops("show", "staging", "--json").stdout)["version"] == second.version
+    assert mlops("promote", 1, "staging", "--force", "--reason", "a test").exit_code == 0
+    assert mlops("rollback", "staging", "--to", "dev", "--reason", "a test").exit_code == 0
+    raise_for_error(mlops("delete", "staging", "--reason", "a test"), 3, f"ersion {second.version}")
+
+
+def test_a_projects_folder_names_its_file(mlops: Mlops, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLOPS_PROJECT")
+    monkeypatch.chdir("/")
+    assert mlops("--project", project.root, "models").exit_code == 0
+
+
+def test_keys_on_a_folder_that_cannot_be_made_are_told(mlops: Mlops, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    raise_for_error(mlops("keys", tmp_path / "file" / "keys"), 1, "Cannot write")
+
+
+def test_lab_hands_its_options_on(mlops: Mlops, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execve", lambda program, arguments, environment: started.append(arguments))
+    monkeypatch.setattr(os, "chdir", lambda path: None)
+    assert mlops("lab", "--no-browser", "--port=8899").exit_code == 0
+    assert started[0][-2:] == ["--no-browser", "--port=8899"]

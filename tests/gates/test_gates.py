@@ -602,7 +602,6 @@ class ReturnsNone:
         (PassesOn("0.9"), "needs a finite number"),
         (PassesOn(True), "needs a finite number"),
         (Threshold("roc_acu", 0.5), "NotFoundError|KeyError"),
-        ("not a gate", "AttributeError"),
     ],
 )
 def test_a_gate_that_cannot_be_trusted_is_a_failure_and_the_others_still_run(

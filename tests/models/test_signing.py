@@ -121,7 +121,7 @@ def write_project(folder: Path, *, keys: str = "()") -> Path:
     file = folder / "project.py"
     file.write_text(
         "from pathlib import Path\nfrom mlops_lib.project import Project\n"
-        "project = Project(name='toy', root=Path(__file__).parent, target='y', keys=(), features=(), "
+        "project = Project(name='toy', root=Path(__file__).parent, target='y', keys=('id',), features=('x',), "
         f"arrivals='a/{{period}}', labels='l/{{period}}', trusted_keys={keys})\n"
     )
     return file

@@ -135,8 +135,7 @@ def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
 
 
 def test_a_project_that_was_imported_instead_of_loaded_is_told_what_it_lacks(tmp_path: Path) -> None:
-    paths = {"arrivals": "a/{period}.parquet", "labels": "l/{period}.parquet"}
-    imported = Project(name="toy", root=tmp_path, target="y", keys=("id",), features=(), **paths)
+    imported = Project(name="toy", root=tmp_path)
     with pytest.raises(ProjectError, match=r"`load_project\(\)` returns it with the store"):
         registry.history(imported)
 

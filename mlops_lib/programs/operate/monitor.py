@@ -17,17 +17,12 @@ import mlflow
 import pandas as pd
 
 from mlops_lib import __version__, data, quality, registry, tracking
-from mlops_lib.errors import MlopsError, NotFoundError
+from mlops_lib.errors import MlopsError, NotFoundError, TableError
 from mlops_lib.project import Project, load_project
 from mlops_lib.registry import Release
 from mlops_lib.report import Report, Row
 from mlops_lib.task import Task
 from mlops_lib.tracking import store
-
-# How far the leading metric may fall behind what was measured before registration: by so much of one from 0 to 1 for
-# classes, by this share of the error for numbers.
-MAX_QUALITY_LOSS = 0.03
-MAX_ERROR_GROWTH = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,15 +54,17 @@ class PeriodSeen:
 
 
 def monitor_period(
-    project: Project, period: str, stage: str | None = None, *, as_of: datetime | None = None
+    project: Project, period: str, version: int | str | None = None, *, as_of: datetime | None = None
 ) -> PeriodSeen:
-    """Compare a period's arrivals with the training data of a stage's model, and its predictions with their labels.
+    """Compare a period's arrivals with a model's training data, and its predictions with their labels.
+
+    Limits are those of ``project.monitoring``. Predictions or labels that are not where the project says are a failure.
 
     Parameters
     ----------
     period : str
-    stage : str, optional
-        By default the last one, production.
+    version : int or str, optional
+        A version, also one that was replaced, or a stage; by default the last stage, production.
     as_of : datetime, optional
         Only labels known by then count; by default all that exist.
 
@@ -76,22 +73,26 @@ def monitor_period(
     NotFoundError
         Nothing was changed.
     """
-    release = registry.load_model(project, stage or project.production)
+    release, limits = registry.load_model(project, version or project.production), project.monitoring
     arrivals = data.read_table(project.path("arrivals", period), required=project.features)
     profile = quality.Profile.from_dict(release.files.profile)
-    limits = find_limits(project, release)
-    live, table = Report(f"Live quality of {period}", (_no_labels(period),)), pd.DataFrame()
+    scored, table = project.predictions_path(period, release.version), pd.DataFrame()
+    missing = [] if scored.exists() else [_missing("predictions", f"version {release.version} has none at '{scored}'")]
     try:
-        scored = project.predictions_path(period, release.version)
-        predictions = data.read_table(scored, required=[*project.keys, *release.task.columns()])
         labels = data.read_labels(project, period, as_of=as_of)
-    except NotFoundError:
-        pass  # nothing scored or nothing labelled yet: the row above says so
-    else:
+    except NotFoundError as error:
+        missing.append(_missing("labels", str(error)))
+    live = Report(f"Live quality of {period}", tuple(missing))
+    if not missing:
+        predictions = data.read_table(scored, required=[*project.keys, *release.task.columns()])
         table = live_quality(project, predictions, labels, task=release.task)
-        live = quality.check_live_quality(table, limits=limits) if limits else _without_limits(release)
+        known = find_limits(project, release)
+        live = _without_limits(release)
+        if known:
+            live = quality.check_live_quality(table, limits=known, min_labelled=limits.min_labelled)
     drift = quality.compute_drift(profile, arrivals)
-    return PeriodSeen(period, release.version, quality.check_drift(drift), live, drift, table, release.task)
+    checked = quality.check_drift(drift, max_psi=limits.max_psi, max_missing_change=limits.max_missing_change)
+    return PeriodSeen(period, release.version, checked, live, drift, table, release.task)
 
 
 def log_period(seen: PeriodSeen) -> None:
@@ -161,11 +162,7 @@ def examine(file: Path | None = None) -> Report:
         def look_at_model(stage: str) -> str:
             return f"version {registry.load_model(project, stage).version}"
 
-        def look_at_data() -> str:
-            project.path("arrivals", (project.periods() or ("any",))[0])
-            return f"{len(project.periods())} periods of arrivals, {len(project.periods('labels'))} of labels"
-
-        check("data", "some period ingested", look_at_data)
+        check("data", "the newest labelled period has what the project names", lambda: examine_data(project))
         if check("store", "reachable, writable, schema whole", look_at_store) and check(
             "ledger", "chain of hashes intact", lambda: f"entries: {len(registry.read_ledger(project))}"
         ):
@@ -177,6 +174,41 @@ def examine(file: Path | None = None) -> Report:
     return Report("Health", tuple(rows), facts)
 
 
+def examine_data(project: Project) -> str:
+    """Read the newest labelled period as a run would, and hold it to what the project names; return what is there.
+
+    Raises
+    ------
+    MlopsError
+        For the first thing that a run would stumble over: files, keys, features, target, times of labels, slices and
+        the metrics of gates.
+    """
+    periods, labelled = project.periods(), project.periods("labels")
+    if not project.arrivals:
+        return "the project has no tables"
+    named = sorted({*periods} & {*labelled})
+    if not named:
+        project.path("labels" if periods else "arrivals", (labelled or periods or ("any",))[-1])
+    rows = data.read_labelled(project, named[-1], as_of=None)
+    raise_for = partial(data.raise_for_columns, project.path("arrivals", named[-1]), have=list(map(str, rows)))
+    raise_for([*project.features, *project.slices])
+    task = project.task.learn_classes(rows[project.target])
+    task.encode(rows[project.target])
+    if project.labelled_at in rows:
+        times = pd.to_datetime(rows[project.labelled_at], utc=True, errors="coerce")
+        late = int((times > pd.Timestamp.now("UTC")).sum())
+        if late or times.isna().any():
+            reason = f"{late} of {len(rows)} are in the future, {int(times.isna().sum())} are none"
+            raise TableError("times", column=project.labelled_at, reason=reason)
+    own = tuple(each for each in project.metrics if isinstance(each, quality.Metric))
+    for name in [*project.metrics, *(gate.metric for gate in project.gates if hasattr(gate, "metric"))]:
+        quality.find_metric(task, name, own)
+    for gate in project.gates:
+        clusters = getattr(gate, "clusters", None)
+        raise_for([clusters] if isinstance(clusters, str) else [])
+    return f"{len(periods)} periods of arrivals, {len(labelled)} of labels, {len(rows):,} labelled rows in {named[-1]}"
+
+
 def find_limits(project: Project, release: Release) -> dict[str, quality.Limit]:
     """Return the limit of the leading metric: what was measured before registration, less a margin.
 
@@ -186,8 +218,8 @@ def find_limits(project: Project, release: Release) -> dict[str, quality.Limit]:
     expected = registry.get_version(project, release.version).metrics.get(f"val_{name}")
     if task.is_classifier:
         chance = 0.5 if task.kind == "binary" else 1 / len(task.classes)
-        return {name: quality.Limit(low=chance if expected is None else expected - MAX_QUALITY_LOSS)}
-    return {} if expected is None else {name: quality.Limit(high=expected * (1 + MAX_ERROR_GROWTH))}
+        return {name: quality.Limit(low=chance if expected is None else expected - project.monitoring.max_loss)}
+    return {} if expected is None else {name: quality.Limit(high=expected * (1 + project.monitoring.max_error_growth))}
 
 
 def _without_limits(release: Release) -> Report:
@@ -196,5 +228,5 @@ def _without_limits(release: Release) -> Report:
     return Report("Live quality", (Row(name, None, f"near val_{name}", "not_applicable", reason),))
 
 
-def _no_labels(period: str) -> Row:
-    return Row("labels", None, "some labelled predictions", "not_applicable", f"no predictions or labels for {period}")
+def _missing(what: str, reason: str) -> Row:
+    return Row(what, None, "where the project says", "failed", reason)

@@ -12,14 +12,17 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import register_model
 from refusals import raises
 from stages import ledger_of
 
-from mlops_lib import data, registry, tracking
-from mlops_lib.errors import NotFoundError
+from mlops_lib import data, quality, registry, tracking
+from mlops_lib.errors import MlopsError, NotFoundError, QualityError, TableError
+from mlops_lib.gates import Threshold
 from mlops_lib.programs import batch, operate
-from mlops_lib.project import Project
+from mlops_lib.project import Monitoring, Project
 from mlops_lib.report import Report
+from mlops_lib.task import binary
 from mlops_lib.tracking import store
 
 PROJECT_FILE = """
@@ -79,18 +82,53 @@ def test_predictions_that_turned_out_badly_are_told(in_prod: Project) -> None:
     assert not seen.passed
 
 
-def test_without_predictions_quality_is_not_applicable_and_drift_still_told(in_prod: Project) -> None:
+def test_without_predictions_it_is_told_where_they_were_looked_for_and_drift_is_told_all_the_same(
+    in_prod: Project,
+) -> None:
     seen = operate.monitor_period(in_prod, "p2")
-    assert set(rows_of(seen.quality).values()) == {"not_applicable"}
+    assert rows_of(seen.quality) == {"predictions": "failed"}
+    assert "data/predictions/p2/version-1.parquet" in seen.quality.failures[0].reason
     assert seen.quality_table.empty
-    assert seen.passed
+    assert seen.drift.passed
+    assert not seen.passed
 
 
-def test_without_labels_quality_is_not_applicable(in_prod: Project) -> None:
-    score(in_prod, "p2")
+def test_without_labels_or_without_both_each_is_told(in_prod: Project) -> None:
     in_prod.path("labels", "p2").unlink()
+    assert rows_of(operate.monitor_period(in_prod, "p2").quality) == {"predictions": "failed", "labels": "failed"}
+    score(in_prod, "p2")
     seen = operate.monitor_period(in_prod, "p2")
-    assert set(rows_of(seen.quality).values()) == {"not_applicable"}
+    assert rows_of(seen.quality) == {"labels": "failed"}
+    assert "Ingested: p1, p3" in seen.quality.failures[0].reason
+
+
+def test_a_version_that_was_replaced_is_measured_by_its_number(in_prod: Project) -> None:
+    score(in_prod, "p2")
+    register_model(in_prod, C=0.1)
+    registry.promote(in_prod, 2, "staging", force=True, reason="a test")
+    registry.promote(in_prod, 2, "prod", force=True, reason="a test")
+    assert rows_of(operate.monitor_period(in_prod, "p2").quality) == {"predictions": "failed"}
+    seen = operate.monitor_period(in_prod, "p2", 1)
+    assert (seen.version, seen.quality.passed) == (1, True)
+
+
+def test_limits_are_the_projects(in_prod: Project) -> None:
+    score(in_prod, "p2")
+    strict = Monitoring(max_psi=-1, max_loss=-1, min_labelled=10)
+    seen = operate.monitor_period(replace(in_prod, monitoring=strict), "p2")
+    assert seen.quality.failures
+    waiting = replace(in_prod, monitoring=Monitoring(max_loss=-1, min_labelled=5000))
+    assert not operate.monitor_period(waiting, "p2").quality.failures
+
+
+def test_a_loss_that_chance_explains_is_no_alarm_and_one_that_it_does_not_is(in_prod: Project) -> None:
+    """Judged at the better end of the interval: evidence for an alarm, as there is for a pass."""
+    score(in_prod, "p2")
+    seen = operate.monitor_period(in_prod, "p2")
+    row = seen.quality_table.loc[1]
+    for limit, is_held in ((row["roc_auc_high"] - 1e-6, True), (row["roc_auc_high"] + 1e-6, False)):
+        report = quality.check_live_quality(seen.quality_table, limits={"roc_auc": quality.Limit(low=limit)})
+        assert report.passed is is_held
 
 
 def test_only_labels_known_by_then_count(in_prod: Project) -> None:
@@ -181,6 +219,46 @@ def test_no_data_is_told(project: Project, file: Path) -> None:
     report = operate.examine(file)
     assert rows_of(report)["data"] == "failed"
     assert "No period was ingested yet" in report.failures[0].reason
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("target", "brook", "lacks brook.*Did you mean 'broke'"),
+        ("features", ("color", "sise"), "lacks sise.*Did you mean 'size'"),
+        ("keys", ("thing",), "lacks thing.*Did you mean 'thing_id'"),
+        ("gates", (Threshold("roc_acu", 0.5),), "no metric 'roc_acu'.*roc_auc"),
+        ("gates", (Threshold("roc_auc", 0.5, clusters="dai"),), "lacks dai"),
+        ("metrics", ("log_los",), "no metric 'log_los'.*log_loss"),
+        ("labels", "data/labelz/{period}.parquet", "labelz|No period"),
+        ("task", binary(positive="yes"), "yes"),
+        ("labelled_at", "thing", ""),
+    ],
+)
+def test_what_would_fail_later_is_told_before_anything_runs(
+    project: Project, field: str, value: object, reason: str
+) -> None:
+    if not reason:  # labels that do not say when they became known are fine
+        assert "labelled rows in p3" in operate.examine_data(replace(project, **{field: value}))
+        return
+    with pytest.raises(MlopsError, match=f"(?s){reason}"):
+        operate.examine_data(replace(project, **{field: value}))
+
+
+@pytest.mark.parametrize("moment", ["2199-01-01", None])
+def test_labels_of_the_future_or_of_no_time_are_told(project: Project, moment: str | None) -> None:
+    path = project.path("labels", "p3")
+    data.write_table(data.read_table(path).assign(labelled_at=pd.Timestamp(moment)), path)
+    with raises(TableError, "times"):
+        operate.examine_data(project)
+
+
+def test_a_key_that_comes_twice_is_told(project: Project) -> None:
+    path = project.path("arrivals", "p3")
+    rows = data.read_table(path)
+    data.write_table(pd.concat([rows, rows[:1]]), path)
+    with raises(QualityError, "keys"):
+        operate.examine_data(project)
 
 
 def test_a_store_that_does_not_answer_is_told_without_the_password(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
