@@ -96,6 +96,10 @@ class Project:
         Column of the label tables: when that label became known (UTC).
     gates : tuple
         What a candidate must pass; see :mod:`mlops_lib.gates`.
+    min_evaluation_rows : int
+        A verdict on fewer rows has failed.
+    time : str
+        Column of the arrivals that says when a row came; then evaluation rows must all be later than those of training.
     slices : tuple of str
         Feature columns whose values are looked at one by one.
     stages : tuple of str
@@ -139,6 +143,8 @@ class Project:
     predictions: str = "data/predictions/{period}/version-{version}.parquet"
     labelled_at: str = "labelled_at"
     gates: tuple[Any, ...] = ()
+    min_evaluation_rows: int = 100
+    time: str = ""
     slices: tuple[str, ...] = ()
     stages: tuple[str, ...] = ("dev", "staging", "prod")
     may_skip_stages: bool = False

@@ -25,6 +25,7 @@ TABLES = ("target", "keys", "features", "arrivals", "labels")
 # By annotation: whether a value is of the kind, and how it is named.
 KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "str": (lambda value: isinstance(value, str), "a text"),
+    "int": (lambda value: type(value) is int and value > 0, "a whole number above zero"),
     "bool": (lambda value: isinstance(value, bool), "True or False"),
     "Path": (lambda value: isinstance(value, Path), "a Path, such as Path(__file__).resolve().parent.parent"),
     "tuple[str, ...]": (
@@ -57,6 +58,10 @@ def check_fields(p: Any) -> Iterator[tuple[str, object, bool, str]]:
     yield "stages", p.stages, len(p.stages) > 1, "two or more: what is registered would be in production at once"
     for name, names in (("keys", p.keys), ("features", p.features), ("stages", [each.casefold() for each in p.stages])):
         yield name, getattr(p, name), len({*names}) == len(names), "each name once"
+    for gate in p.gates:
+        parameters = getattr(type(gate), "__dataclass_params__", None)
+        is_frozen = parameters is not None and parameters.frozen
+        yield "gates", gate, is_frozen, "frozen records: write @dataclass(frozen=True) above the gate's class"
     for name, method, records in (
         ("gates", "check", p.gates),
         ("metrics", "compute", [each for each in p.metrics if not isinstance(each, str)]),

@@ -201,6 +201,7 @@ project = Project(
         ModelSize(max_mb=20),
         ContractCompatible(),
     ),
+    time=DAY,
     slices=("origin", "carrier"),
     task=binary(positive=1, threshold=0.3),
     ingest=ingest,

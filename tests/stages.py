@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mlops_lib import data, registry, tracking
-from mlops_lib.gates import check_gates
+from mlops_lib import gates, registry, tracking
 from mlops_lib.project import Project
 from mlops_lib.registry.ledger import open_ledger
 from mlops_lib.report import Report
@@ -13,14 +12,8 @@ from mlops_lib.tracking import store
 def judge(project: Project, version: int) -> Report:
     """Run the project's gates on period p2 and log the verdict, as 03_validate does."""
     champion = registry.current(project, project.production)
-    path = [project.path(table, "p2") for table in ("arrivals", "labels")]
-    verdict = check_gates(
-        project,
-        registry.load_model(project, version),
-        registry.load_model(project, champion) if champion else None,
-        data.read_labelled(project, "p2"),
-        inputs=path,
-    )
+    releases = [registry.load_model(project, number) if number else None for number in (version, champion)]
+    verdict = gates.check_gates(project, *releases, "p2")
     with tracking.start_run(project):
         registry.log_verdict(project, version, verdict)
     return verdict
@@ -30,12 +23,12 @@ def bring_to_prod(project: Project, version: int) -> None:
     """Judge a version and move it through all stages."""
     judge(project, version)
     for stage in ("staging", "prod"):
-        registry.promote(project, version, stage)
+        gates.promote(project, version, stage)
 
 
 def force_to_prod(project: Project, version: int) -> None:
     for stage in ("staging", "prod"):
-        registry.promote(project, version, stage, force=True, reason="test")
+        gates.promote(project, version, stage, force=True, reason="test")
 
 
 def standing(project: Project) -> dict[str, int | None]:

@@ -13,7 +13,7 @@ import pytest
 from conftest import make_project, register_model
 from refusals import raises
 
-from mlops_lib import registry, tracking
+from mlops_lib import gates, registry, tracking
 from mlops_lib.errors import (
     NotFoundError,
     ProjectError,
@@ -394,7 +394,7 @@ def test_the_loop_runs_in_a_folder_of_any_name(
     (root / "notebooks/project.py").write_text(SOURCE.replace('("size",)', '("color", "size", "weight")'))
     project = replace(load_project(root), actor="ada")
     assert register_model(project).version == 1
-    registry.promote(project, 1, "staging", force=True, reason="a test")
+    gates.promote(project, 1, "staging", force=True, reason="a test")
     result = batch.score_table(project, "staging", project.path("arrivals", "p2"), root / "scored.parquet")
     assert result.n_scored == 1000
     assert (root / "mlflow.db").is_file()

@@ -242,7 +242,7 @@ def test_a_project_goes_all_the_way_round(project: Project, case: Case, monkeypa
     bring_to_prod(project, 2)
     assert not judge(project, 3).passed
     with pytest.raises(RefusedError, match=f"gates failed. test_{case.task.metrics[0]} is"):
-        registry.promote(project, 3, "staging")
+        gates.promote(project, 3, "staging")
     assert standing(project) == {"dev": 3, "staging": 2, "prod": 2}
 
     release = registry.load_model(project, "prod")
@@ -404,6 +404,6 @@ def test_of_two_classes_a_direction_may_name_either(evidence: dict[str, Evidence
 
 def test_a_champion_of_another_task_is_compared_with_nothing(made: Project, releases: list[Release]) -> None:
     other = replace(releases[0], files=replace(releases[0].files, task=binary(positive="on", negative="off")))
-    report = gates.check_gates(made, releases[1], other, data.read_labelled(made, "p2"))
+    report = gates.judge_rows(made, releases[1], other, data.read_labelled(made, "p2"))
     (row,) = report.failures
     assert "nothing compares them" in row.reason

@@ -22,7 +22,7 @@ import pytest
 from conftest import collect_rarely, register_model
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import registry
+from mlops_lib import gates, registry
 from mlops_lib.project import Project
 from mlops_lib.registry import moves
 from mlops_lib.tracking import store
@@ -101,7 +101,7 @@ def promote(project: Project, version: int, stage: str) -> registry.Entry:
         return append(*arguments, **facts)
 
     moves.append = append_together
-    return registry.promote(project, version, stage, force=True, reason=f"race of version {version}")
+    return gates.promote(project, version, stage, force=True, reason=f"race of version {version}")
 
 
 def train_and_die(project: Project, name: str, after: bool = False) -> None:

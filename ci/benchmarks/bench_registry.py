@@ -25,7 +25,7 @@ import benchmark
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
-from mlops_lib import registry, tracking
+from mlops_lib import gates, registry, tracking
 from mlops_lib.tracking import store
 from mlops_lib.project import Project
 from mlops_lib.registry import ledger, versions
@@ -142,7 +142,7 @@ def measure(project: Project, n_rounds: int) -> dict[str, tuple[Seconds, Seconds
         plain = timed(lambda: client.set_registered_model_alias("bench", "staging", str(version)))  # noqa: B023
         client.set_registered_model_alias("bench", "staging", str(seen.standing["staging"].version))
         whole = timed(
-            lambda: registry.promote(project, version, "staging", force=True, reason="bench")  # noqa: B023
+            lambda: gates.promote(project, version, "staging", force=True, reason="bench")  # noqa: B023
         )
         note("promote, without the model's files | set_registered_model_alias", whole - files, plain)
         if n == 0:

@@ -51,13 +51,14 @@ def show(project: Project, version: str) -> Answer:
 
     shown = registry.get_version(project, version)
     lineage = registry.read_lineage(project, shown)
-    verdict = registry.load_verdict(project, shown.version)
+    verdict, n_verdicts = registry.load_verdict(project, shown.version), registry.count_verdicts(project, shown.version)
     facts = {
         "version": f"{shown.version} of '{shown.name}', stages: {', '.join(shown.stages) or 'none'}",
         "registered": f"{shown.created_at}  {shown.description}",
         "digest": shown.digest,
         **shown.metrics,
         **lineage,
+        "verdicts": n_verdicts,
     }
     lines = [*table_lines(facts.items()), "", str(verdict) if verdict else "no verdict on it yet: run 03_validate"]
     return Answer({**asdict(shown), "lineage": lineage, "verdict": verdict.to_dict() if verdict else None}, lines)
@@ -105,18 +106,19 @@ def contract(project: Project, version: str, other: str | None) -> Answer:
 
 
 def move(function: Callable[[], None]) -> click.Command:
-    """Make a command that calls the registry's function of the same name and prints the entry that was written.
+    """Make a command that calls the function of the same name and prints the entry that was written.
 
     A version is its number, or a stage that has it.
     """
 
     @functools.wraps(function)
     def call(project: Project, **options: Any) -> Any:
-        from mlops_lib import registry
+        from mlops_lib import gates, registry
 
         for name in {"version", "to"} & {name for name, value in options.items() if value is not None}:
             options[name] = registry.resolve(project, options[name])
-        return getattr(registry, function.__name__)(project, **options)
+        wing = gates if function.__name__ == "promote" else registry
+        return getattr(wing, function.__name__)(project, **options)
 
     return command(call)
 

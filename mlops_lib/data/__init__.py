@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mlops_lib.data.tables import (
         PARQUET,
         atomic_write,
+        fingerprint_class,
         fingerprint_frame,
         fingerprint_function,
         hash_rows,
@@ -49,6 +50,7 @@ __all__ = [
     "PARQUET",
     "atomic_write",
     "count_rows",
+    "fingerprint_class",
     "fingerprint_file",
     "fingerprint_frame",
     "fingerprint_function",
@@ -71,7 +73,7 @@ __all__ = [
     "translate_write_errors",
     "write_table",
 ]
-_TABLES = {"PARQUET", "atomic_write", "fingerprint_frame", "fingerprint_function", "hash_rows"}
+_TABLES = {"PARQUET", "atomic_write", "fingerprint_class", "fingerprint_frame", "fingerprint_function", "hash_rows"}
 _TABLES |= {"split_by_time", "translate_write_errors", "write_table"}
 
 

@@ -122,6 +122,21 @@ def fingerprint_function(function: Any) -> str:
     return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"
 
 
+def fingerprint_class(kind: type) -> str:
+    """Return ``sha256:`` and the SHA-256 of the source text of a class and of what it inherits.
+
+    Raises
+    ------
+    GateError
+        For a class whose source cannot be read.
+    """
+    try:
+        sources = [inspect.getsource(each) for each in kind.__mro__ if each.__module__ not in ("builtins", "typing")]
+    except (OSError, TypeError) as error:
+        raise GateError("source", function=kind.__qualname__, reason="its source cannot be read") from error
+    return f"sha256:{hashlib.sha256(''.join(sources).encode()).hexdigest()}"
+
+
 def hash_rows(frame: pd.DataFrame) -> npt.NDArray[np.uint64]:
     """Return 64 bits for each row's content, to find the same rows again in another table.
 

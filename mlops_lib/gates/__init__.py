@@ -1,6 +1,6 @@
-"""What a candidate must pass, and two versions side by side.
+"""What a candidate must pass, the way up on it, and two versions side by side.
 
->>> gates.check_gates(project, candidate, champion, frame, inputs=paths)  # doctest: +SKIP
+>>> gates.check_gates(project, candidate, champion, "2013-04", max_rows=8_000)  # doctest: +SKIP
 """
 
 from mlops_lib.gates.behaviour import (
@@ -10,12 +10,14 @@ from mlops_lib.gates.behaviour import (
     Invariant,
     ModelSize,
     NoLeakage,
+    NoTellingFeature,
     OneRowLatency,
 )
-from mlops_lib.gates.checks import FIRST_MODEL, bind, check_gates, measure_slices
+from mlops_lib.gates.checks import FIRST_MODEL, check_gates, judge_rows, measure_slices
 from mlops_lib.gates.comparison import SAME, Comparison, compare_versions
 from mlops_lib.gates.evidence import NO_CHAMPION, Evidence, Gate, collect_evidence
 from mlops_lib.gates.labels import ALPHA, Better, Calibrated, NoSliceWorse, NoWorse, Threshold
+from mlops_lib.gates.promotion import promote
 
 __all__ = [
     "ALPHA",
@@ -34,12 +36,14 @@ __all__ = [
     "ModelSize",
     "NoLeakage",
     "NoSliceWorse",
+    "NoTellingFeature",
     "NoWorse",
     "OneRowLatency",
     "Threshold",
-    "bind",
     "check_gates",
     "collect_evidence",
     "compare_versions",
+    "judge_rows",
     "measure_slices",
+    "promote",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mlops_lib import contracts, data
+from mlops_lib import contracts, data, quality
 from mlops_lib.errors import GateError, TaskError
 from mlops_lib.gates.evidence import NO_CHAMPION, Evidence, status_of
 from mlops_lib.report import Row
@@ -215,12 +215,13 @@ class ContractCompatible:
 
 @dataclass(frozen=True)
 class NoLeakage:
-    """The evaluation rows are none of the rows that the candidate was trained on: by key, and by content.
+    """The evaluation rows are none of the rows that the candidate was trained on: by key, by content and by time.
 
     ``tracking.log_model`` stores a hash of each training row's key and content beside the model. By key not a single
     row may be found again. By content some rows are found by chance where features are coarse, as often as training
     rows repeat one another: the share of training rows that are not unique is what a fresh sample of the same kind
     would show, and the share found may exceed it by ``max_share`` at most. It finds training rows under other keys.
+    Where the project says when a row arrived (``Project.time``), all of them arrived after the last training row.
 
     Parameters
     ----------
@@ -252,3 +253,62 @@ class NoLeakage:
         limit = f"<= {min(1.0, expected + self.max_share):.4f}"
         status = status_of(len(again) > 0 and bool(again.mean() <= expected + self.max_share))
         yield Row("training_content_in_evaluation", float(again.mean()), limit, status, reason, question)
+        if evidence.time:
+            yield self._look_at_time(evidence)
+
+    def _look_at_time(self, evidence: Evidence) -> Row:
+        name, limit = "evaluation_rows_within_training_time", "0 rows"
+        question, until = (
+            "Did all of it happen after training?",
+            evidence.model.files.metadata["mlops"].get("trained_until"),
+        )
+        if until is None:
+            reason = "the model does not say until when it was trained; pass times= to tracking.log_model"
+            return Row(name, None, limit, "failed", reason, question)
+        times = pd.to_datetime(evidence.columns([evidence.time])[evidence.time], utc=True)
+        found = int((~(times > pd.Timestamp(until))).sum())  # a row without a time counts
+        return Row(name, found, limit, status_of(not found), f"trained on rows until {until}", question)
+
+
+@dataclass(frozen=True)
+class NoTellingFeature:
+    """No single feature nearly decides the target by itself: one that does is most often the answer in other words.
+
+    A small tree is grown on every other evaluation row, with one feature, and measured on the rest: ROC AUC for classes
+    (one against the rest where there are several), R² for numbers.
+
+    Parameters
+    ----------
+    max_score : float
+        Where one feature may rightly tell so much, such as on a sum of two columns, set it higher, to 1 at most.
+    """
+
+    max_score: float = 0.99
+
+    def check(self, evidence: Evidence) -> Iterator[Row]:
+        """Measure each feature alone, and tell the one that tells most."""
+        task, features = evidence.task, evidence.model.features
+        y = task.encode(evidence.y_true)
+        metric = evidence.metric({"binary": "roc_auc", "multiclass": "roc_auc_ovr", "regression": "r2"}[task.kind])
+        scores = {name: _score_alone(task, metric, evidence.frame[name], y) for name in features}
+        name, score = max(scores.items(), key=lambda each: each[1])
+        holds, reason = score <= self.max_score, f"most told by '{name}'; is it known when a row arrives?"
+        limit, question = f"{metric.name} <= {self.max_score:g}", "Does no single feature give the answer away?"
+        yield Row("telling_feature", score, limit, status_of(holds), "" if holds else reason, question)
+
+
+def _score_alone(task: Task, metric: quality.Metric, feature: pd.Series[Any], y: npt.NDArray[Any]) -> float:
+    """Return how well one feature predicts the target on rows that its tree has not seen."""
+    from sklearn import tree  # noqa: PLC0415 - 0.7 s, and listing versions needs none
+
+    if pd.api.types.is_numeric_dtype(feature.dtype):
+        x = feature.to_numpy(dtype="float64", na_value=np.nan)
+    elif pd.api.types.is_datetime64_any_dtype(feature.dtype):
+        x = feature.astype("int64").to_numpy(dtype="float64")
+    else:  # values in the order of their mean target: what a tree can part
+        means = pd.Series(y[::2]).groupby(feature.astype("str").to_numpy()[::2]).mean()
+        x = feature.astype("str").map(means).to_numpy(dtype="float64")
+    is_several = task.kind == "multiclass"
+    targets = np.eye(len(task.classes))[y] if is_several else y  # the mean of a class's share is its probability
+    model = tree.DecisionTreeRegressor(max_leaf_nodes=64, min_samples_leaf=3, random_state=0)
+    return metric.measure(task, y[1::2], model.fit(x[::2, None], targets[::2]).predict(x[1::2, None]))

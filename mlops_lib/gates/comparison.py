@@ -131,9 +131,8 @@ def _judged_periods(project: Project, versions: Sequence[Version]) -> tuple[str,
         verdict = registry.load_verdict(project, version.version)
         if verdict is None:
             continue
-        files = {(project.root / name).resolve() for name in verdict.facts.get("inputs", {})}
-        labelled = set(project.periods("labels"))
-        found = [p for p in project.periods() if p in labelled and project.path("arrivals", p).resolve() in files]
+        ready = {*project.periods()} & {*project.periods("labels")}
+        found = [period for period in verdict.facts.get("rows", {}).get("periods", ()) if period in ready]
         if found:
             return tuple(found)
     return ()

@@ -40,6 +40,8 @@ class Evidence:
         That of the candidate, with its classes.
     metrics : tuple of Metric
         The project's own.
+    time : str
+        Column of ``frame`` that says when a row arrived; empty where the project names none.
     """
 
     frame: pd.DataFrame
@@ -52,6 +54,7 @@ class Evidence:
     keys: tuple[str, ...] = ()
     task: Task = field(default_factory=binary)
     metrics: tuple[quality.Metric, ...] = ()
+    time: str = ""
 
     def metric(self, name: str | quality.Metric) -> quality.Metric:
         """Return a metric by the name that a gate has: the task's, the project's own, or one of scikit-learn's."""
@@ -116,6 +119,7 @@ def collect_evidence(project: Project, candidate: Release, champion: Release | N
         keys=project.keys,
         task=task,
         metrics=tuple(each for each in project.metrics if isinstance(each, quality.Metric)),
+        time=project.time,
     )
 
 

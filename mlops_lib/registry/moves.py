@@ -7,46 +7,39 @@ authentication a second person is a matter of trust, and of the record.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from mlops_lib.errors import RefusedError
 from mlops_lib.project import Project
 from mlops_lib.registry.entries import Entry, Ledger
 from mlops_lib.registry.ledger import append, follow, open_ledger, raise_for_length
-from mlops_lib.registry.verdicts import read_verdict, verdict_digest, why_not
+from mlops_lib.registry.verdicts import read_count, read_verdict, verdict_digest, why_not
 from mlops_lib.registry.versions import find, load_model, verify_files
 from mlops_lib.report import Report
 from mlops_lib.tracking import store
 
 
 @store.translate_errors
-def promote(
+def move_up(
     project: Project,
     version: int,
     stage: str,
     *,
+    check: Callable[[Report], str | None] | None,
     verdict: Report | None = None,
     reason: str = "",
-    force: bool = False,
     operation: str | None = None,
 ) -> Entry:
-    """Move a version to the next stage, on a verdict that still holds.
+    """Make the move of ``gates.promote``, which is what people and programs call.
 
     Parameters
     ----------
-    version : int
-    stage : str
-        Where to; the version must stand in the stage before it, unless the project may skip stages.
-    verdict : Report, optional
-        As ``gates.check_gates`` made it; by default the latest one logged for this version.
-    reason : str
-        Written in the ledger; required with ``force``.
-    force : bool
-        Move in spite of a verdict that failed or is missing. Recorded as ``force`` for ever. A second person whom the
-        stage needs is still needed, and so is a stage that is not frozen.
-    operation : str, optional
-        Name of this move. The same move under the same name again returns the entry that it made: a retry after a lost
-        answer is one move.
+    check : function of Report to str, or None
+        Asks again what the verdict says, loading and verifying the version's files; returns why it does not hold. None
+        forces.
+    version, stage, verdict, reason, operation
+        As for ``gates.promote``.
 
     Raises
     ------
@@ -58,11 +51,12 @@ def promote(
     client, ledger = open_ledger(project)
     model_version = find(project, client, ledger, version)
     number, current = int(model_version.version), ledger.current(stage)
+    n_verdicts = read_count(model_version)
     draft = Entry(
-        action="force" if force else "promote",
+        action="promote" if check else "force",
         stage=stage,
         from_version=current,
-        reason=reason or "gates passed",
+        reason=reason or f"gates passed{f', on verdict {n_verdicts} of this version' if n_verdicts > 1 else ''}",
         operation=operation or "",
         **ledger.files(number),
     )
@@ -73,17 +67,21 @@ def promote(
     why = _why_no_way(project, ledger, number, stage)
     if repeated is not None:
         why = f"its operation id '{operation}' is that of another move ({repeated})"
-    elif force and not reason.strip():
+    elif check is None and not reason.strip():
         why = why or "forcing takes a reason"
     if not why:
         status = client.get_run(str(model_version.run_id)).info.status
         why = None if status == "FINISHED" else f"its run is {status}, not FINISHED"
     if not why:
-        verify_files(project, model_version, ledger)
         verdict = verdict or read_verdict(client, model_version)
         draft = replace(draft, verdict=verdict_digest(verdict))
-        why = None if force else why_not(project, draft, verdict, ledger.standing)
+        if check is None:
+            verify_files(project, model_version, ledger)
+        else:
+            why = why_not(project, draft, verdict, ledger.standing)
         why = why or _why_not_approved(project, ledger, draft)
+    if not why and check and verdict:
+        why = check(verdict)
     if why:
         raise RefusedError("promotion", name=project.name, version=number, stage=stage, reason=why, current=current)
     return append(project, client, ledger, draft)

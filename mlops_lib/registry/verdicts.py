@@ -21,6 +21,8 @@ from mlops_lib.report import Report
 from mlops_lib.tracking import store
 
 VERDICT_TAG = "mlops.verdict_run"
+DIGEST_TAG = "mlops.verdict_digest"  # of the version and of the run
+COUNT_TAG = "mlops.verdicts"  # how often this version was judged
 VERDICT_FILE = "verdict.json"
 
 
@@ -31,15 +33,34 @@ def verdict_digest(verdict: Report | None) -> str:
 
 @store.translate_errors
 def log_verdict(project: Project, version: int, verdict: Report) -> str:
-    """Log a verdict (JSON and HTML) to the active run and point the version at it; return its digest."""
+    """Log a verdict (JSON and HTML) to the active run and point the version at it; return its digest.
+
+    Each is counted: who tries samples until one passes leaves the number of them in the history.
+    """
     client = store.connect(project.tracking_uri)
     run = mlflow.active_run()
     if run is None:
         raise ValueError("a verdict is logged inside `with tracking.start_run(project)`")
     client.log_text(run.info.run_id, verdict.to_json(), VERDICT_FILE)
     client.log_text(run.info.run_id, f'<meta charset="utf-8">{verdict._repr_html_()}', "verdict.html")
-    client.set_model_version_tag(project.name, str(version), VERDICT_TAG, run.info.run_id)
-    return verdict_digest(verdict)
+    digest, before = verdict_digest(verdict), client.get_model_version(project.name, str(version))
+    client.set_tag(run.info.run_id, DIGEST_TAG, digest)
+    facts = {VERDICT_TAG: run.info.run_id, DIGEST_TAG: digest, COUNT_TAG: str(read_count(before) + 1)}
+    for tag, value in facts.items():
+        client.set_model_version_tag(project.name, str(version), tag, value)
+    return digest
+
+
+def read_count(model_version: ModelVersion) -> int:
+    """Return how many verdicts were logged for a version, as its tag says."""
+    count = model_version.tags.get(COUNT_TAG, "0")
+    return int(count) if count.isdecimal() else 0
+
+
+@store.translate_errors
+def count_verdicts(project: Project, version: int) -> int:
+    """Return how many verdicts were logged for a version."""
+    return read_count(store.connect(project.tracking_uri).get_model_version(project.name, str(version)))
 
 
 @store.translate_errors
@@ -50,13 +71,17 @@ def load_verdict(project: Project, version: int) -> Report | None:
 
 
 def read_verdict(client: MlflowClient, model_version: ModelVersion) -> Report | None:
-    """Return the verdict that a version points at, or None; a store that does not answer is no answer."""
+    """Return the verdict that a version points at, or None; a store that does not answer is no answer.
+
+    A file that does not give the digest which was written when it was logged is no verdict.
+    """
     run_id = model_version.tags.get(VERDICT_TAG)
     if not run_id:
         return None
     with store.ignore_codes(*store.MISSING), contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         text = store.read_artifact(str(client.get_run(run_id).info.artifact_uri), VERDICT_FILE)
-        return Report.from_dict(json.loads(text))
+        verdict = Report.from_dict(json.loads(text))
+        return verdict if verdict_digest(verdict) == model_version.tags.get(DIGEST_TAG) else None
     return None  # gone or cut short: there is no verdict that could carry anything
 
 
@@ -65,13 +90,13 @@ def why_not(  # noqa: PLR0911 - one return per reason reads better than a chain
 ) -> str | None:
     """Return why a verdict does not carry a promotion that is about to be written, or None if it does.
 
-    Everything is recomputed: the model's digest, the champion's, the evaluation data, the definitions of the gates. The
-    verdict's ``commit`` is kept as evidence and is no lock: another commit may promote exactly when the gates are the
-    same there, and :func:`gates_digest` says so, since a gate's ``repr`` holds its parameters and the source text of
-    the functions that a project gave it. ``dirty`` needs no rule of its own for the same reason.
+    This is what can be told without rows and models: the model's digest, the champion's, the definitions of the gates;
+    ``gates.promote`` does the whole check again. The verdict's ``commit`` is kept as evidence and is no lock: another
+    commit may promote exactly when the gates are the same there, and :func:`gates_digest` says so. ``dirty`` needs no
+    rule of its own for the same reason.
     """
     if verdict is None:
-        return "there is no verdict on it; run 03_validate"
+        return "there is no verdict on it, or not as it was logged; run 03_validate"
     facts = verdict.facts
     if (facts.get("digest"), facts.get("version")) != (draft.digest, draft.version):
         return "the verdict is about another version or other model files"
@@ -80,12 +105,8 @@ def why_not(  # noqa: PLR0911 - one return per reason reads better than a chain
         return "the verdict compares it with another champion than the present one"
     if facts.get("gates") != gates_digest(project):
         return "the project's gates have changed since the verdict"
-    if not facts.get("inputs"):
-        return "the verdict does not say which evaluation data it rests on"
-    for name, fingerprint in dict(facts["inputs"]).items():
-        path = project.root / name
-        if not path.is_file() or data.fingerprint_file(path) != fingerprint:
-            return f"the evaluation data '{name}' is gone or has changed since the verdict"
+    if not facts.get("rows"):
+        return "the verdict does not say which evaluation rows it rests on"
     if not verdict.passed:
         rows = verdict.failures
         text = ". ".join(f"{row.name} is {_short(row.value)}, needs {row.limit}" for row in rows[:3])
@@ -94,12 +115,16 @@ def why_not(  # noqa: PLR0911 - one return per reason reads better than a chain
 
 
 def gates_digest(project: Project) -> str:
-    """Return the SHA-256 of the definitions of the project's gates, and of its own metrics, which they may name."""
+    """Return the SHA-256 of the project's gates and of its own metrics, which they may name.
+
+    Of a gate count its parameters and the source of its class, with what it inherits.
+    """
     own = [
         each if isinstance(each, str) else (each.name, each.greater_is_better, data.fingerprint_function(each.compute))
         for each in project.metrics
     ]
-    return sha256(repr((project.gates, own)))
+    sources = [data.fingerprint_class(type(gate)) for gate in project.gates]
+    return sha256(repr((project.gates, sources, own, project.min_evaluation_rows)))
 
 
 def _short(value: object) -> str:

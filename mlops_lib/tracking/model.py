@@ -61,6 +61,7 @@ def log_model(
     X: pd.DataFrame,
     *,
     keys: pd.DataFrame | None = None,
+    times: pd.Series[Any] | None = None,
     contract: Mapping[str, Any] | None = None,
     profile: Mapping[str, Any] | None = None,
 ) -> LoggedModel:
@@ -78,6 +79,8 @@ def log_model(
         beside the model, so that a gate can tell whether evaluation rows are among them.
     keys : DataFrame of shape (n_rows, n_keys), optional
         The columns that identify the rows of ``X``, in its order; hashed and stored likewise.
+    times : Series of shape (n_rows,), optional
+        When each row arrived; the latest is stored, so that a gate can tell whether evaluation rows are later.
     contract, profile : dict, optional
         Of the training data; stored beside the model as contract.json and profile.json.
 
@@ -113,7 +116,7 @@ def log_model(
         serialization_format="skops",
         skops_trusted_types=trusted,
         pyfunc_predict_fn=task.predict_method,
-        metadata={"mlops": {"features": list(X.columns), "task": task.to_dict()}},
+        metadata={"mlops": {"features": list(X.columns), "task": task.to_dict(), **_until(times)}},
     )
     beside = {
         models.CONTRACT_FILE: json.dumps(contract, sort_keys=True) if contract else None,
@@ -186,6 +189,10 @@ def _hash_training_rows(X: pd.DataFrame, keys: pd.DataFrame | None) -> np.ndarra
     for name, hashed in parts.items():
         rows[name] = hashed
     return rows
+
+
+def _until(times: pd.Series[Any] | None) -> dict[str, str]:
+    return {} if times is None else {"trained_until": pd.to_datetime(times, utc=True).max().isoformat()}
 
 
 def _as_float(frame: pd.DataFrame) -> pd.DataFrame:

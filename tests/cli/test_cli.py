@@ -61,9 +61,7 @@ def mlops(project: Project, monkeypatch: pytest.MonkeyPatch) -> Mlops:
 def judge(version: int = 1) -> None:
     """Log a verdict for a version, as 03_validate does."""
     project = load_project()
-    inputs = [project.path(table, "p2") for table in ("arrivals", "labels")]
-    release = registry.load_model(project, version)
-    verdict = check_gates(project, release, None, data.read_labelled(project, "p2"), inputs=inputs)
+    verdict = check_gates(project, registry.load_model(project, version), None, "p2")
     with tracking.start_run(project):
         registry.log_verdict(project, version, verdict)
 
@@ -239,7 +237,7 @@ def test_a_promotion_whose_gates_failed_is_exit_code_3(mlops: Mlops, project: Pr
     raise_for_error(
         mlops("promote", 1, "staging"),
         3,
-        "Version 1 of 'toy' was not promoted to staging: 1 of 2 gates failed. test_roc_auc is 0.",
+        "Version 1 of 'toy' was not promoted to staging: 1 of 6 gates failed. test_roc_auc is 0.",
         "needs interval >= 0.990. staging is still empty.",
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import register_model
 
-from mlops_lib import registry
+from mlops_lib import gates, registry
 from mlops_lib.project import Project
 from mlops_lib.registry.verify import check_store, repair_store
 
@@ -71,10 +71,10 @@ def test_a_promotion_on_a_full_disk_is_told_and_moves_nothing(
 ) -> None:
     filler = fill(small_disk, left=0)
     with pytest.raises(Exception, match=r"(?i)disk|space|full|i/o"):
-        registry.promote(cramped, 1, "staging", force=True, reason="now")
+        gates.promote(cramped, 1, "staging", force=True, reason="now")
     filler.unlink()
     assert registry.current(cramped, "staging") is None
     assert check_store(cramped, everything=True).passed
-    registry.promote(cramped, 1, "staging", force=True, reason="now")
+    gates.promote(cramped, 1, "staging", force=True, reason="now")
     assert check_store(cramped, everything=True).passed
     record(11, ours="told; no half version; the next attempt succeeds")

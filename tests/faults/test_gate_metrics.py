@@ -28,7 +28,7 @@ from mlops_lib.gates import (
     NoWorse,
     OneRowLatency,
     Threshold,
-    check_gates,
+    judge_rows,
 )
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
@@ -102,7 +102,7 @@ def judge(registered: Project, release: Release) -> Judge:
 
     def judge(frame: pd.DataFrame, gate: Any, spoil: Any = None) -> Report:
         files = replace(release.files, model=Spoilt(release.model, spoil)) if spoil else release.files
-        return check_gates(replace(registered, gates=(gate,)), replace(release, files=files), release, frame)
+        return judge_rows(replace(registered, gates=(gate,)), replace(release, files=files), release, frame)
 
     return judge
 

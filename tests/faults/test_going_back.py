@@ -17,7 +17,7 @@ from mlflow.pyfunc import scoring_server
 from mlflow.tracking import MlflowClient
 from refusals import raises
 
-from mlops_lib import registry
+from mlops_lib import gates, registry
 from mlops_lib.errors import ModelFileError, StoreError
 from mlops_lib.project import Project
 
@@ -30,7 +30,7 @@ def moved_on(project: Project) -> Project:
     for strength in (1.0, 0.3):
         version = register_model(project, C=strength).version
         for stage in ("staging", "prod"):
-            registry.promote(project, version, stage, force=True, reason="for the test")
+            gates.promote(project, version, stage, force=True, reason="for the test")
     return project
 
 

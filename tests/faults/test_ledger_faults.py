@@ -13,7 +13,7 @@ from conftest import close_databases, copy_store, make_project
 from crashes import Died, dying_after, kill_self, raise_died
 from stages import aliases, clone, force_to_prod, standing
 
-from mlops_lib import registry
+from mlops_lib import gates, registry
 from mlops_lib.errors import NotFoundError, RefusedError
 from mlops_lib.project import Project
 from mlops_lib.tracking import store
@@ -22,7 +22,7 @@ from mlops_lib.tracking import store
 
 
 def promote(project: Project) -> object:
-    return registry.promote(project, 2, "staging", force=True, reason="test", operation="one")
+    return gates.promote(project, 2, "staging", force=True, reason="test", operation="one")
 
 
 def rollback(project: Project) -> object:

@@ -14,7 +14,7 @@ import pytest
 from conftest import log_toy_model, make_project, register_model
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import registry
+from mlops_lib import gates, registry
 from mlops_lib.project import Project
 from mlops_lib.registry.verify import check_store
 
@@ -132,7 +132,7 @@ def test_a_promotion_whose_answer_is_lost_is_one_promotion(
 ) -> None:
     made = registry.register(behind_proxy, model_uri)
     proxy.lose.append(path)
-    registry.promote(behind_proxy, made.version, "staging", force=True, reason="good")
+    gates.promote(behind_proxy, made.version, "staging", force=True, reason="good")
     assert proxy.lost == [path]
     moves = registry.history(behind_proxy, "staging")
     assert [(entry.action, entry.version) for entry in moves] == [("force", made.version)]

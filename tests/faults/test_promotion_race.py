@@ -12,7 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from rounds import rounds, soak
 from stages import aliases
 
-from mlops_lib import registry
+from mlops_lib import gates, registry
 from mlops_lib.errors import RefusedError
 from mlops_lib.project import Project
 from mlops_lib.registry import moves
@@ -45,7 +45,7 @@ def race(project: Project, number: int) -> list[registry.Entry | Exception]:
         group = GROUPS[n % 2]
         try:
             reason = f"round {n}, process {number}"
-            entry = registry.promote(project, group[number % len(group)], "staging", force=True, reason=reason)
+            entry = gates.promote(project, group[number % len(group)], "staging", force=True, reason=reason)
             answers.append(entry)
         except Exception as error:  # noqa: BLE001 - the test looks at it
             answers.append(error)

@@ -18,7 +18,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from refusals import raises
 
-from mlops_lib import registry
+from mlops_lib import gates, registry
 from mlops_lib.errors import ModelError, RefusedError
 from mlops_lib.project import Project
 from mlops_lib.registry.verify import check_store, repair_store
@@ -134,7 +134,7 @@ def test_a_process_that_is_killed_between_version_and_ledger_leaves_a_version_th
     assert victim.exitcode == -9, "the point was never reached"
     orphan = int(client.search_model_versions(f"name = '{project.name}'")[0].version)
     with raises(RefusedError, "promotion"):
-        registry.promote(project, orphan, "staging", force=True, reason="try")
+        gates.promote(project, orphan, "staging", force=True, reason="try")
     repair_store(project)
     later = register_model(project)
     assert later.version == orphan + 1

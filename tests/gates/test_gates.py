@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import time
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, make_model
+from conftest import FEATURES, ROOT, make_model
+from refusals import raises
+from stages import judge
 
-from mlops_lib import contracts, data, quality, registry, tracking
-from mlops_lib.errors import GateError, QualityError
+from mlops_lib import __version__, contracts, data, gates, quality, registry, tracking
+from mlops_lib.errors import GateError, NotFoundError, ProjectError, QualityError
 from mlops_lib.gates import (
     ALPHA,
     Better,
@@ -28,16 +31,18 @@ from mlops_lib.gates import (
     ModelSize,
     NoLeakage,
     NoSliceWorse,
+    NoTellingFeature,
     NoWorse,
     OneRowLatency,
     Threshold,
-    bind,
     check_gates,
     collect_evidence,
+    judge_rows,
 )
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
 from mlops_lib.report import Report, Row
+from mlops_lib.task import multiclass, regression
 
 
 @pytest.fixture
@@ -517,10 +522,14 @@ def test_a_model_that_does_not_say_what_it_was_trained_on_is_stopped(evidence: E
 
 
 def test_the_first_model_passes_on_its_own_merits(project: Project, candidate: Release, frame: pd.DataFrame) -> None:
-    report = check_gates(project, candidate, None, frame)
+    report = judge_rows(project, candidate, None, frame)
     assert report.passed, report
     assert statuses(report) == {
         "evaluation_rows_in_contract": "passed",
+        "evaluation_rows": "passed",
+        "training_keys_in_evaluation": "passed",
+        "training_content_in_evaluation": "passed",
+        "telling_feature": "passed",
         "test_roc_auc": "passed",
         "roc_auc_minus_champion": "not_applicable",
         "contract": "not_applicable",
@@ -536,20 +545,20 @@ def test_the_first_model_does_not_pass_because_nothing_applies_to_it(
     project: Project, candidate: Release, frame: pd.DataFrame
 ) -> None:
     comparing = replace(project, gates=(NoWorse("roc_auc", 0.01), ContractCompatible()))
-    report = check_gates(comparing, candidate, None, frame)
+    report = judge_rows(comparing, candidate, None, frame)
     (failure,) = report.failures
     assert (failure.name, failure.reason) == (
         "absolute_gates",
         "no gate judges a model without a champion; declare a Threshold",
     )
-    assert not check_gates(comparing, candidate, candidate, frame).note
+    assert not judge_rows(comparing, candidate, candidate, frame).note
 
 
 def test_a_candidate_is_judged_against_the_champion_on_the_same_rows(
     project: Project, candidate: Release, second: registry.Version, frame: pd.DataFrame
 ) -> None:
     other = registry.load_model(project, second.version)
-    report = check_gates(project, other, candidate, frame)
+    report = judge_rows(project, other, candidate, frame)
     assert report.passed, report
     assert set(statuses(report).values()) == {"passed"}
     assert report.facts["n_rows"] <= len(frame)
@@ -607,7 +616,7 @@ class ReturnsNone:
 def test_a_gate_that_cannot_be_trusted_is_a_failure_and_the_others_still_run(
     project: Project, candidate: Release, frame: pd.DataFrame, gate: Any, reason: str
 ) -> None:
-    report = check_gates(replace(project, gates=(gate, Passes())), candidate, None, frame)
+    report = judge_rows(replace(project, gates=(gate, Passes())), candidate, None, frame)
     assert not report.passed
     (failure,) = report.failures
     assert any(word in failure.reason for word in reason.split("|"))
@@ -615,7 +624,7 @@ def test_a_gate_that_cannot_be_trusted_is_a_failure_and_the_others_still_run(
 
 
 def test_a_project_without_gates_passes_nothing(project: Project, candidate: Release, frame: pd.DataFrame) -> None:
-    report = check_gates(replace(project, gates=()), candidate, None, frame)
+    report = judge_rows(replace(project, gates=()), candidate, None, frame)
     assert not report.passed
     assert "the project declares no gates" in str(report)
 
@@ -640,14 +649,14 @@ def with_model(release: Release, model: Any) -> Release:
 
 
 def test_scores_that_are_not_finite_are_a_failure(project: Project, candidate: Release, frame: pd.DataFrame) -> None:
-    report = check_gates(project, with_model(candidate, GivesNan(candidate.model)), None, frame)
+    report = judge_rows(project, with_model(candidate, GivesNan(candidate.model)), None, frame)
     assert statuses(report)["Threshold"] == "failed"
     assert not report.passed
 
 
 def test_a_model_that_cannot_score_is_a_failure(project: Project, candidate: Release, frame: pd.DataFrame) -> None:
     for pair in ((with_model(candidate, Fails()), None), (candidate, with_model(candidate, Fails()))):
-        report = check_gates(project, *pair, frame)
+        report = judge_rows(project, *pair, frame)
         (row,) = report.rows
         assert (row.name, row.status, row.reason) == ("evidence", "failed", "RuntimeError: no memory")
 
@@ -659,7 +668,7 @@ def test_evaluation_rows_out_of_contract_are_a_failure(
     project: Project, candidate: Release, frame: pd.DataFrame
 ) -> None:
     frame.loc[: len(frame) // 2, "size"] = np.nan
-    report = check_gates(project, candidate, None, frame)
+    report = judge_rows(project, candidate, None, frame)
     assert statuses(report)["evaluation_rows_in_contract"] == "failed"
     assert not report.passed
 
@@ -668,7 +677,7 @@ def test_a_few_bad_evaluation_rows_are_left_out_for_both(
     project: Project, candidate: Release, frame: pd.DataFrame
 ) -> None:
     frame.loc[:3, "color"] = None
-    report = check_gates(project, candidate, candidate, frame)
+    report = judge_rows(project, candidate, candidate, frame)
     assert report.passed, report
     assert report.facts["n_rows"] == len(frame) - 4
 
@@ -678,7 +687,7 @@ def test_rows_without_a_label_are_a_failure(
     project: Project, candidate: Release, frame: pd.DataFrame, n_missing: int
 ) -> None:
     frame["broke"] = frame["broke"].astype("float64").where(frame.index >= n_missing)
-    report = check_gates(project, candidate, None, frame)
+    report = judge_rows(project, candidate, None, frame)
     assert not report.passed
     assert not [row for row in report.rows if row.name == "test_roc_auc" and row.status == "passed"]
 
@@ -694,14 +703,14 @@ def test_rows_that_cannot_be_evaluated_are_a_failure_and_no_traceback(
         "one class": frame.assign(broke=0),
         "labels of another kind": frame.assign(broke=2),
     }[spoil]
-    report = check_gates(project, candidate, None, spoilt)
+    report = judge_rows(project, candidate, None, spoilt)
     assert not report.passed
     assert report.failures
 
 
 def test_rows_in_another_order_give_the_same_verdict(project: Project, candidate: Release, frame: pd.DataFrame) -> None:
     shuffled = frame.sample(frac=1, random_state=0)
-    one, other = (check_gates(project, candidate, None, rows).frame().loc[1, "value"] for rows in (frame, shuffled))
+    one, other = (judge_rows(project, candidate, None, rows).frame().loc[1, "value"] for rows in (frame, shuffled))
     assert one == pytest.approx(other)
 
 
@@ -711,7 +720,7 @@ def test_rows_with_a_repeated_index_are_not_counted_twice(
     """As pd.concat of two periods without ignore_index gives them."""
     half = len(frame) // 2
     repeated = pd.concat([frame.head(half), frame.tail(half).reset_index(drop=True)])
-    report = check_gates(project, candidate, None, repeated)
+    report = judge_rows(project, candidate, None, repeated)
     assert report.passed, report
     assert report.facts["n_rows"] == len(frame)
 
@@ -722,28 +731,144 @@ def test_rows_with_a_repeated_index_are_not_counted_twice(
 def test_a_verdict_says_what_it_holds_for(
     project: Project, candidate: Release, second: registry.Version, frame: pd.DataFrame
 ) -> None:
-    paths = [project.path("arrivals", "p2"), project.path("labels", "p2")]
     champion = registry.load_model(project, second.version)
-    facts = check_gates(project, candidate, champion, frame, inputs=paths).facts
+    facts = check_gates(project, candidate, champion, ["p2", "p3"], max_rows=500).facts
     assert (facts["name"], facts["version"], facts["digest"]) == ("toy", 1, candidate.digest)
     assert (facts["champion_version"], facts["champion_digest"]) == (2, champion.digest)
     assert facts["gates"] == registry.gates_digest(project)
-    assert facts["inputs"] == {
-        "data/arrivals/p2.parquet": data.fingerprint_file(paths[0]),
-        "data/labels/p2.parquet": data.fingerprint_file(paths[1]),
-    }
+    rows = data.read_labelled(project, ["p2", "p3"], max_rows=500)
+    asked = {"periods": ["p2", "p3"], "max_rows": 500, "as_of": None}
+    assert facts["rows"] == {**asked, "n_rows": 500, "digest": data.fingerprint_frame(rows)}
+    assert facts["contract"] == contracts.Contract.from_dict(candidate.files.contract).digest
+    assert facts["library"] == __version__
     assert facts["commit"] == ""
 
 
-def test_inputs_outside_the_project_are_bound_by_their_full_path(project: Project, candidate: Release) -> None:
-    outside = data.write_table(pd.DataFrame({"x": [1]}), project.root.parent / f"{project.root.name}-outside.parquet")
-    assert bind(project, candidate, None, [outside])["inputs"] == {str(outside): data.fingerprint_file(outside)}
+def test_rows_that_cannot_be_read_are_an_error_and_no_verdict(project: Project, candidate: Release) -> None:
+    with pytest.raises(NotFoundError, match="p9"):
+        check_gates(project, candidate, None, "p9")
+
+
+def test_another_source_of_a_gates_class_is_another_digest(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only what the gate inherits has changed."""
+    monkeypatch.syspath_prepend(tmp_path)
+    source = """
+from dataclasses import dataclass
+class Base:
+    limit = {limit}
+@dataclass(frozen=True)
+class Own(Base):
+    def check(self, evidence):
+        return {result}
+"""
+    digests = set()
+    for number, (limit, result) in enumerate(((1, []), (1, [1]), (2, []))):
+        (tmp_path / f"own_gates_{number}.py").write_text(source.format(limit=limit, result=result))
+        own = importlib.import_module(f"own_gates_{number}").Own
+        digests.add(registry.gates_digest(replace(project, gates=(own(),))))
+    assert len(digests) == 3
+
+
+def test_a_gate_whose_source_cannot_be_read_has_no_digest(project: Project) -> None:
+    namespace: dict[str, Any] = {"dataclass": dataclass, "__name__": "nowhere"}
+    exec("@dataclass(frozen=True)\nclass Typed:\n    def check(self, evidence): return []", namespace)
+    with raises(GateError, "source"):
+        registry.gates_digest(replace(project, gates=(namespace["Typed"](),)))
+
+
+def test_a_gate_that_may_be_changed_is_refused_when_the_project_is_made(project: Project) -> None:
+    @dataclass
+    class Loose:
+        def check(self, evidence: Evidence) -> list[Row]:
+            return []
+
+    class Plain:
+        def check(self, evidence: Evidence) -> list[Row]:
+            return []
+
+    for gate in (Loose(), Plain()):
+        with pytest.raises(ProjectError, match=r"@dataclass\(frozen=True\)"):
+            replace(project, gates=(gate,))
+
+
+def test_too_few_rows_fail_and_the_project_says_how_many(project: Project, candidate: Release) -> None:
+    for needed, expected in ((51, "failed"), (50, "passed")):
+        report = check_gates(replace(project, min_evaluation_rows=needed), candidate, None, "p2", max_rows=50)
+        assert statuses(report)["evaluation_rows"] == expected
+
+
+def test_leaks_are_looked_for_though_no_gate_was_declared(project: Project, candidate: Release) -> None:
+    found = statuses(check_gates(project, candidate, None, "p2"))
+    assert {found[name] for name in ("training_keys_in_evaluation", "telling_feature")} == {"passed"}
+    assert statuses(check_gates(project, candidate, None, "p1"))["training_keys_in_evaluation"] == "failed"
+    own = replace(project, gates=(*project.gates, NoTellingFeature(max_score=0.1)))
+    assert [row.limit for row in check_gates(own, candidate, None, "p2").failures] == ["roc_auc <= 0.1"]
+
+
+@pytest.mark.parametrize("leak", ["number", "text", "noisy", "not monotonic", "time", "flag"])
+def test_a_feature_that_is_the_answer_in_other_words_fails(frame: pd.DataFrame, candidate: Release, leak: str) -> None:
+    y = frame["broke"].to_numpy()
+    rng = np.random.default_rng(0)
+    told: Any = {
+        "number": 3.0 * y - 1,
+        "text": np.where(y == 1, "refunded", "kept"),
+        "noisy": y + rng.normal(scale=0.15, size=len(y)),
+        "not monotonic": np.where(y == 1, rng.uniform(1, 2, len(y)), rng.choice([0.0, 3.0], len(y))),
+        "time": pd.Timestamp("2020-01-01") + pd.to_timedelta(y, unit="D"),
+        "flag": pd.array(y == 1, dtype="boolean"),
+    }[leak]
+    metadata = {"mlops": {**candidate.files.metadata["mlops"], "features": ["told", "size"]}}
+    release = replace(candidate, files=replace(candidate.files, metadata=metadata))
+    evidence = Evidence(frame.assign(told=told), y, y * 1.0, release=release, task=candidate.task)
+    (row,) = NoTellingFeature().check(evidence)
+    assert (row.status, "'told'" in row.reason) == ("failed", True)
+    (row,) = NoTellingFeature(max_score=1.0).check(evidence)
+    assert row.status == "passed"
+
+
+@pytest.mark.parametrize(("kind", "target"), [("regression", [1.5, 2.5, 9.0]), ("multiclass", ["a", "b", "c"])])
+def test_telling_features_are_found_for_numbers_and_several_classes(
+    frame: pd.DataFrame, candidate: Release, kind: str, target: list[Any]
+) -> None:
+    rng = np.random.default_rng(1)
+    y = np.asarray(target)[rng.integers(0, 3, len(frame))]
+    task = regression() if kind == "regression" else multiclass(["a", "b", "c"])
+    files = replace(candidate.files, task=task)
+    for told, expected in ((pd.Series(y), "failed"), (pd.Series(rng.permutation(y)), "passed")):
+        known = frame.assign(size=told.to_numpy())
+        evidence = Evidence(known, y, rng.uniform(size=len(y)), release=replace(candidate, files=files), task=task)
+        assert [row.status for row in NoTellingFeature().check(evidence)] == [expected]
+
+
+def test_evaluation_rows_that_came_before_the_last_training_row_fail(project: Project, frame: pd.DataFrame) -> None:
+    timed = replace(project, time="made_at")
+    rows = data.read_labelled(project, "p1")
+    model = make_model().fit(rows[list(FEATURES)], rows["broke"])
+    times = pd.Series(pd.date_range("2020-01-01", periods=len(rows), freq="h", tz="UTC"))
+    for given in (times, None):
+        with tracking.start_run(project):
+            logged = tracking.log_model(project, model, rows[list(FEATURES)], keys=rows[["thing_id"]], times=given)
+        release = registry.load_model(project, registry.register(project, logged.model_uri).version)
+        for first, expected in ((times.max() + pd.Timedelta("1s"), "passed"), (times.max(), "failed")):
+            later = frame.assign(made_at=pd.date_range(first, periods=len(frame), freq="s"))
+            found = statuses(judge_rows(timed, release, None, later))
+            assert found["evaluation_rows_within_training_time"] == (expected if given is not None else "failed")
+
+
+def test_every_verdict_of_a_version_is_counted(project: Project, version: registry.Version) -> None:
+    assert registry.count_verdicts(project, 1) == 0
+    for n in (1, 2, 3):
+        judge(project, 1)
+        assert registry.count_verdicts(project, 1) == n
+    assert gates.promote(project, 1, "staging").reason == "gates passed, on verdict 3 of this version"
 
 
 def test_another_definition_of_a_gate_is_another_digest(project: Project) -> None:
     digests = {
-        registry.gates_digest(replace(project, gates=gates))
-        for gates in (
+        registry.gates_digest(replace(project, gates=declared))
+        for declared in (
             (),
             (Threshold("roc_auc", 0.6),),
             (Threshold("roc_auc", 0.61),),

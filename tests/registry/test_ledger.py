@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from refusals import raises
 from stages import aliases, clone, force_to_prod, judge, ledger_of, standing
 
-from mlops_lib import models, registry
+from mlops_lib import gates, models, registry
 from mlops_lib.errors import (
     LedgerError,
     MlopsError,
@@ -193,7 +193,7 @@ def test_an_alias_or_tag_that_another_process_makes_at_the_same_moment_is_set_ag
         call(client, *arguments)
 
     monkeypatch.setattr(MlflowClient, method, collide)
-    registry.promote(project, 1, "staging", force=True, reason="test")
+    gates.promote(project, 1, "staging", force=True, reason="test")
     assert len(n_calls) == 2
     assert registry.check_store(project).passed
 
@@ -261,7 +261,7 @@ def test_a_model_made_again_under_the_same_name_inherits_no_right(
     with raises(*error):
         registry.load_model(project, "prod")
     with pytest.raises((RefusedError, LedgerError), match=r"never been in dev|ledger of 'toy'"):
-        registry.promote(project, 1, "staging", force=True, reason="it was there before")
+        gates.promote(project, 1, "staging", force=True, reason="it was there before")
     assert MlflowClient().get_run(run_id).info.lifecycle_stage == "active"
     record(19, ours="a stage's version is not deleted; a model made again under its name has none of its rights")
 
@@ -269,13 +269,13 @@ def test_a_model_made_again_under_the_same_name_inherits_no_right(
 def test_the_same_bytes_registered_again_begin_in_dev(project: Project, version: registry.Version) -> None:
     judge(project, 1)
     for stage in ("staging", "prod"):
-        registry.promote(project, 1, stage)
+        gates.promote(project, 1, stage)
     store.connect(project.tracking_uri).delete_registered_model("toy")
     again = registry.register(project, f"models:/{version.model_id}")
     assert (again.version, again.digest) == (1, version.digest)
     assert standing(project) == {"dev": 1, "staging": None, "prod": None}
     with pytest.raises(RefusedError, match=r"there is no verdict on it"):
-        registry.promote(project, 1, "staging")
+        gates.promote(project, 1, "staging")
     assert len(registry.history(project)) == 1
 
 
@@ -291,7 +291,7 @@ def test_a_model_made_again_during_a_move_does_not_get_it(
 
     monkeypatch.setattr(MlflowClient, "log_param", late)
     with pytest.raises(RefusedError, match=r"the model was deleted and made again"):
-        registry.promote(project, 1, "staging", force=True, reason="test")
+        gates.promote(project, 1, "staging", force=True, reason="test")
     assert aliases(project) == {}
     assert registry.history(project) == ()
 
@@ -405,7 +405,7 @@ def test_a_version_of_prod_that_was_deleted_behind_our_back_stops_nothing_else(p
     force_to_prod(project, 1)
     clone(project, 1)
     MlflowClient().delete_model_version("toy", "1")
-    registry.promote(project, 2, "staging", force=True, reason="next")
+    gates.promote(project, 2, "staging", force=True, reason="next")
     assert aliases(project) == {"dev": 2, "staging": 2}
     assert failed(registry.check_store(project)) == [
         "alias prod",
@@ -456,7 +456,7 @@ def test_a_store_that_fails_in_the_middle_is_told_in_one_line(
 
     lose_the_store_at(monkeypatch, method, lose)
     with pytest.raises(StoreError, match=r"failed in the middle \(.*no such table") as caught:
-        registry.promote(project, 1, "staging", force=True, reason="test")
+        gates.promote(project, 1, "staging", force=True, reason="test")
     assert "\n" not in str(caught.value)
 
 
@@ -476,10 +476,10 @@ def test_a_postgresql_store_that_goes_away_in_the_middle_is_told_and_the_move_is
 
     lose_the_store_at(monkeypatch, "set_registered_model_alias", lose)
     with pytest.raises(StoreError, match=r"failed in the middle"):
-        registry.promote(team, 1, "staging", force=True, reason="test", operation="deploy-1")
+        gates.promote(team, 1, "staging", force=True, reason="test", operation="deploy-1")
     monkeypatch.undo()
     postgres.execute(f'alter database "{name}" allow_connections true')
-    again = registry.promote(team, 1, "staging", force=True, reason="test", operation="deploy-1")
+    again = gates.promote(team, 1, "staging", force=True, reason="test", operation="deploy-1")
     assert [entry.operation for entry in registry.history(team)[1:]] == ["deploy-1"] == [again.operation]
     assert aliases(team) == {"dev": 1, "staging": 1}
     assert registry.check_store(team).passed

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from refusals import raises
 from stages import aliases, bring_to_prod, clone, force_to_prod, judge, standing
 
-from mlops_lib import cli, registry
+from mlops_lib import cli, gates, registry
 from mlops_lib.errors import (
     LedgerError,
     NotFoundError,
@@ -48,7 +48,7 @@ def two(project: Project, made_two: Project) -> Project:
 
 
 def promote_by_force(project: Project, version: int, stage: str, **options: str) -> registry.Entry:
-    return registry.promote(project, version, stage, force=True, **{"reason": "test", **options})  # type: ignore[arg-type]
+    return gates.promote(project, version, stage, force=True, **{"reason": "test", **options})  # type: ignore[arg-type]
 
 
 # --- legal ways --------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_a_frozen_stage_refuses_everything_until_it_is_unfrozen(two: Project) ->
     assert " freeze version 1 prod by bob" in str(entry)
     why = rf"prod is frozen by bob since {entry.at[:10]}.*: holiday traffic"
     for move in (
-        lambda: registry.promote(two, 2, "prod"),
+        lambda: gates.promote(two, 2, "prod"),
         lambda: promote_by_force(two, 2, "prod"),
     ):
         with pytest.raises(RefusedError, match=why):
@@ -169,24 +169,24 @@ def test_a_promotion_that_a_freeze_overtook_is_not_made(two: Project, monkeypatc
 def careful(project: Project) -> Project:
     """Return the toy project with version 1 in staging; prod needs a second person."""
     judge(project, 1)
-    registry.promote(project, 1, "staging")
+    gates.promote(project, 1, "staging")
     return replace(project, approvals=("prod",))
 
 
 def test_a_promotion_needs_the_approval_of_somebody_else_and_uses_it_up(careful: Project) -> None:
     bob = replace(careful, actor="bob")
     with pytest.raises(RefusedError, match=r"approval of a second person \('mlops approve 1 prod'\)"):
-        registry.promote(careful, 1, "prod")
+        gates.promote(careful, 1, "prod")
     approval = registry.approve(bob, 1, "prod", reason="read the report")
     assert (approval.action, approval.actor, approval.stage) == ("approve", "bob", "prod")
     assert approval.verdict == verdict_digest(registry.load_verdict(careful, 1))
-    assert registry.promote(careful, 1, "prod").verdict == approval.verdict
+    assert gates.promote(careful, 1, "prod").verdict == approval.verdict
     register_model(careful, C=0.9)
     force_to_prod(careful_without_approvals(careful), 2)
     registry.rollback(careful, "staging", reason="again from the start")
     judge(careful, 1)
     with pytest.raises(RefusedError, match=r"approval of a second person"):
-        registry.promote(careful, 1, "prod")
+        gates.promote(careful, 1, "prod")
 
 
 def careful_without_approvals(project: Project) -> Project:
@@ -199,9 +199,9 @@ def test_the_author_does_not_approve_the_own_version_nor_promotes_who_approved(c
     bob = replace(careful, actor="bob")
     registry.approve(bob, 1, "prod", reason="fine")
     with pytest.raises(RefusedError, match=r"bob approved it, so somebody else promotes it"):
-        registry.promote(bob, 1, "prod")
+        gates.promote(bob, 1, "prod")
     registry.approve(replace(careful, actor="eve"), 1, "prod", reason="fine too")
-    assert registry.promote(bob, 1, "prod").actor == "bob"
+    assert gates.promote(bob, 1, "prod").actor == "bob"
 
 
 def test_who_registered_a_version_of_somebody_elses_run_does_not_approve_it_either(project: Project) -> None:
@@ -218,7 +218,7 @@ def test_an_approval_holds_for_the_verdict_it_was_given_on(careful: Project) -> 
     other = replace(careful, gates=careful.gates[:1])
     judge(other, 1)
     with pytest.raises(RefusedError, match=r"it was approved on another verdict than this one"):
-        registry.promote(other, 1, "prod")
+        gates.promote(other, 1, "prod")
 
 
 def test_force_overrides_gates_and_not_the_second_person(careful: Project) -> None:
@@ -468,8 +468,8 @@ def test_forced_moves_stay_red_in_the_history(mlops: Mlops, project: Project) ->
     ("call", "case"),
     [
         (lambda p: registry.resolve(replace(p, name="other"), "prod"), "version_in_stage"),
-        (lambda p: registry.promote(p, 9, "staging"), "version"),
-        (lambda p: registry.promote(p, 1, "prd"), "stage"),
+        (lambda p: gates.promote(p, 9, "staging"), "version"),
+        (lambda p: gates.promote(p, 1, "prd"), "stage"),
         (lambda p: registry.rollback(p, "prd", reason="x"), "stage"),
         (lambda p: registry.delete_version(p, 9, reason="x"), "version"),
     ],

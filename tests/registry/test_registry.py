@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from refusals import raises
 from stages import aliases, bring_to_prod, clone, force_to_prod, judge, ledger_of, standing
 
-from mlops_lib import data, models, registry, tracking
+from mlops_lib import data, gates, models, registry, tracking
 from mlops_lib.errors import (
     LedgerError,
     MlopsError,
@@ -33,7 +33,7 @@ from mlops_lib.errors import (
     RefusedError,
     StoreError,
 )
-from mlops_lib.gates import Threshold, check_gates
+from mlops_lib.gates import Threshold, judge_rows
 from mlops_lib.project import Project
 from mlops_lib.registry import ledger, moves, verdicts
 from mlops_lib.report import Report, Row
@@ -151,7 +151,7 @@ def test_a_model_of_a_run_that_still_runs_may_be_registered_and_cannot_be_promot
     with tracking.start_run(project):
         version = registry.register(project, log_model(project).model_uri)
         with pytest.raises(RefusedError, match=r"its run is RUNNING, not FINISHED"):
-            registry.promote(project, version.version, "staging", force=True, reason="impatient")
+            gates.promote(project, version.version, "staging", force=True, reason="impatient")
 
 
 def test_a_model_that_plain_mlflow_logged_has_no_manifest_and_is_no_version(project: Project) -> None:
@@ -205,10 +205,10 @@ def spoil(model_uri: str) -> None:
 def test_a_version_with_a_passed_verdict_moves_stage_by_stage(project: Project) -> None:
     verdict = judge(project, 1)
     assert verdict.passed
-    entry = registry.promote(project, 1, "staging", reason="best of one")
+    entry = gates.promote(project, 1, "staging", reason="best of one")
     assert (entry.action, entry.from_version, entry.reason) == ("promote", None, "best of one")
     assert entry.verdict == verdicts.verdict_digest(verdict)
-    assert registry.promote(project, 1, "prod").reason == "gates passed"
+    assert gates.promote(project, 1, "prod").reason == "gates passed"
     assert standing(project) == {"dev": 1, "staging": 1, "prod": 1} == aliases(project)
     assert [e.stage for e in registry.history(project)] == ["dev", "staging", "prod"]
     assert [e.action for e in registry.history(project, "prod")] == ["promote"]
@@ -229,7 +229,7 @@ def test_an_alias_that_somebody_moved_is_ignored_and_repaired_by_the_next_move(p
     client = store.connect(project.tracking_uri)
     client.set_registered_model_alias("toy", "prod", "2")
     assert registry.resolve(project, "prod") == 1
-    registry.promote(project, 2, "staging", force=True, reason="next")
+    gates.promote(project, 2, "staging", force=True, reason="next")
     assert aliases(project) == {"dev": 2, "staging": 2, "prod": 1}
 
 
@@ -248,13 +248,14 @@ def failed_verdict(project: Project) -> None:
 def verdict_of_another_version(project: Project) -> None:
     clone(project, 1)
     judge(project, 2)
-    run_id = MlflowClient().get_model_version("toy", "2").tags[verdicts.VERDICT_TAG]
-    MlflowClient().set_model_version_tag("toy", "1", verdicts.VERDICT_TAG, run_id)
+    tags = MlflowClient().get_model_version("toy", "2").tags
+    for tag in (verdicts.VERDICT_TAG, verdicts.DIGEST_TAG):
+        MlflowClient().set_model_version_tag("toy", "1", tag, tags[tag])
 
 
 def changed_data(project: Project) -> None:
     judge(project, 1)
-    rows, _ = make_rows(1000, seed=77)
+    rows, _ = make_rows(1000, seed=77, start=1000)
     data.write_table(rows, project.path("arrivals", "p2"))
 
 
@@ -266,12 +267,12 @@ def missing_data(project: Project) -> None:
 def changed_champion(project: Project) -> None:
     clone(project, 1)
     judge(project, 1)
-    registry.promote(project, 2, "staging", force=True, reason="urgent")
-    registry.promote(project, 2, "prod", force=True, reason="urgent")
+    gates.promote(project, 2, "staging", force=True, reason="urgent")
+    gates.promote(project, 2, "prod", force=True, reason="urgent")
     register_model(project, C=0.5)
     judge(project, 3)
-    registry.promote(project, 3, "staging")
-    registry.promote(project, 3, "prod")
+    gates.promote(project, 3, "staging")
+    gates.promote(project, 3, "prod")
 
 
 def failed_run(project: Project) -> None:
@@ -284,10 +285,58 @@ def verdict_without_facts(project: Project) -> None:
         registry.log_verdict(project, 1, Report("Gates", (Row("x", 1.0, "", "passed"),)))
 
 
-def verdict_without_data(project: Project) -> None:
-    verdict = check_gates(project, registry.load_model(project, 1), None, data.read_labelled(project, "p2"))
+def verdict_of_rows_at_hand(project: Project) -> None:
+    verdict = judge_rows(project, registry.load_model(project, 1), None, data.read_labelled(project, "p2"))
+    facts = {"digest": registry.get_version(project, 1).digest, "version": 1, "champion_digest": None}
+    verdict = replace(verdict, facts={**facts, "gates": registry.gates_digest(project)})
     with tracking.start_run(project):
         registry.log_verdict(project, 1, verdict)
+
+
+def edited_verdict(project: Project) -> None:
+    """Make a failed verdict pass, and its digest fit: who may edit the run and the version can."""
+    hard = replace(project, gates=(Threshold("roc_auc", 0.99), *project.gates))
+    verdict = judge(hard, 1)
+    kept = tuple(row for row in verdict.rows if row.status != "failed")
+    with tracking.start_run(project):
+        facts, rows = (
+            {**verdict.facts, "gates": registry.gates_digest(project)},
+            (*kept, Row("test_f1", 0.9, "", "passed")),
+        )
+        registry.log_verdict(project, 1, replace(verdict, rows=rows, facts=facts))
+
+
+def edited_value(project: Project) -> None:
+    verdict = judge(project, 1)
+    rows = [replace(row, value=float(row.value) + 0.01) if row.name == "test_roc_auc" else row for row in verdict.rows]
+    with tracking.start_run(project):
+        registry.log_verdict(project, 1, replace(verdict, rows=tuple(rows)))
+
+
+def edited_file(project: Project) -> None:
+    judge(project, 1)
+    run_id = MlflowClient().get_model_version("toy", "1").tags[verdicts.VERDICT_TAG]
+    path = Path(MlflowClient().get_run(run_id).info.artifact_uri.removeprefix("file://")) / "verdict.json"
+    path.write_text(path.read_text().replace('"passed"', '"passed "', 1).replace('"passed "', '"passed"'))
+    stored = json.loads(path.read_text())
+    stored["rows"] = stored["rows"][:1]
+    path.write_text(json.dumps(stored))
+
+
+def turned_labels(project: Project) -> None:
+    """Judge on labels that stood in the file only while it was judged."""
+    path = project.path("labels", "p2")
+    labels = data.read_table(path)
+    data.write_table(labels.assign(broke=labels["broke"].iloc[::-1].to_numpy()), path)
+    judge(replace(project, gates=(Threshold("roc_auc", 0.0),)), 1)
+    data.write_table(labels, path)
+
+
+def another_sample(project: Project) -> None:
+    verdict = judge(project, 1)
+    with tracking.start_run(project):
+        facts = {**verdict.facts, "rows": {**verdict.facts["rows"], "max_rows": 200}}
+        registry.log_verdict(project, 1, replace(verdict, facts=facts))
 
 
 def verdict_file_gone(project: Project) -> None:
@@ -300,15 +349,20 @@ def verdict_file_gone(project: Project) -> None:
 @pytest.mark.parametrize(
     ("prepare", "reason"),
     [
-        (no_verdict, r"there is no verdict on it; run 03_validate"),
+        (no_verdict, r"there is no verdict on it, or not as it was logged; run 03_validate"),
         (failed_verdict, r"gates have changed since the verdict"),
         (verdict_of_another_version, r"about another version or other model files"),
-        (changed_data, r"evaluation data 'data/arrivals/p2.parquet' is gone or has changed"),
-        (missing_data, r"evaluation data 'data/labels/p2.parquet' is gone or has changed"),
+        (changed_data, r"the evaluation rows have changed since the verdict"),
+        (missing_data, r"its evaluation rows cannot be read again: .*p2"),
+        (edited_verdict, r"other rows than the check done again: test_f1"),
+        (edited_value, r"the check was done again, and test_roc_auc is 0\.\d+, not 0\.\d+"),
+        (edited_file, r"there is no verdict on it, or not as it was logged"),
+        (turned_labels, r"gates have changed|evaluation rows have changed"),
+        (another_sample, r"the evaluation rows have changed since the verdict"),
         (changed_champion, r"another champion than the present one"),
         (failed_run, r"its run is FAILED, not FINISHED"),
         (verdict_without_facts, r"about another version or other model files"),
-        (verdict_without_data, r"does not say which evaluation data it rests on"),
+        (verdict_of_rows_at_hand, r"does not say which evaluation rows it rests on"),
         (verdict_file_gone, r"there is no verdict on it"),
     ],
 )
@@ -316,7 +370,7 @@ def test_a_promotion_without_proof_that_still_holds_is_refused(project: Project,
     prepare(project)
     before = registry.history(project)
     with pytest.raises(RefusedError, match=reason) as caught:
-        registry.promote(project, 1, "staging")
+        gates.promote(project, 1, "staging")
     assert str(caught.value).endswith(
         f"staging still has version {standing(project)['staging']}."
         if standing(project)["staging"]
@@ -345,31 +399,31 @@ def test_a_store_that_is_away_is_not_called_a_missing_verdict(
     with monkeypatch.context() as patch:
         patch.setattr(store, "get_artifact_repository", lambda location: Away())
         with pytest.raises(StoreError, match="Connection reset by peer"):
-            registry.promote(project, 1, "staging")
+            gates.promote(project, 1, "staging")
     assert registry.current(project, "staging") is None
-    registry.promote(project, 1, "staging")
+    gates.promote(project, 1, "staging")
 
 
 @pytest.mark.usefixtures("version")
 def test_a_failed_gate_is_told_with_value_and_limit(project: Project) -> None:
     strict = replace(project, gates=(Threshold("roc_auc", 0.99),))
     judge(strict, 1)
-    with pytest.raises(RefusedError, match=r"1 of 2 gates failed. test_roc_auc is 0\.\d+, needs interval >= 0.990"):
-        registry.promote(strict, 1, "staging")
+    with pytest.raises(RefusedError, match=r"1 of 6 gates failed. test_roc_auc is 0\.\d+, needs interval >= 0.990"):
+        gates.promote(strict, 1, "staging")
 
 
 @pytest.mark.usefixtures("version")
 def test_loosening_the_gates_after_the_verdict_does_not_help(project: Project) -> None:
     judge(replace(project, gates=(Threshold("roc_auc", 0.99),)), 1)
     with pytest.raises(RefusedError, match=r"gates have changed"):
-        registry.promote(replace(project, gates=(Threshold("roc_auc", 0.1),)), 1, "staging")
+        gates.promote(replace(project, gates=(Threshold("roc_auc", 0.1),)), 1, "staging")
 
 
 @pytest.mark.usefixtures("version")
 @pytest.mark.parametrize("force", [False, True])
 def test_the_order_of_stages_is_kept_even_by_force(project: Project, force: bool) -> None:
     def promote(version: int, stage: str) -> registry.Entry:
-        return registry.promote(project, version, stage, force=force, reason="test")
+        return gates.promote(project, version, stage, force=force, reason="test")
 
     judge(project, 1)
     with pytest.raises(RefusedError, match=r"it has never been in staging"):
@@ -390,17 +444,17 @@ def test_a_version_that_was_replaced_in_staging_does_not_reach_prod(project: Pro
     clone(project, 1)
     for version in (1, 2):
         judge(project, version)
-        registry.promote(project, version, "staging")
+        gates.promote(project, version, "staging")
     with pytest.raises(RefusedError, match=r"staging has version 2 by now"):
-        registry.promote(project, 1, "prod")
+        gates.promote(project, 1, "prod")
 
 
 @pytest.mark.usefixtures("version")
 @pytest.mark.parametrize("reason", ["", "  "])
 def test_force_takes_a_reason_and_stays_in_the_history(project: Project, reason: str) -> None:
     with pytest.raises(RefusedError, match=r"forcing takes a reason"):
-        registry.promote(project, 1, "staging", force=True, reason=reason)
-    entry = registry.promote(project, 1, "staging", force=True, reason="the old one is down")
+        gates.promote(project, 1, "staging", force=True, reason=reason)
+    entry = gates.promote(project, 1, "staging", force=True, reason="the old one is down")
     assert (entry.action, entry.verdict, entry.reason) == ("force", "", "the old one is down")
     assert registry.history(project)[-1] == entry
 
@@ -410,7 +464,7 @@ def test_a_reason_too_long_for_the_ledger_is_refused_before_anything_moves(proje
     before = registry.history(project)
     for long in ("x" * 4000, "漢" * 1000):
         with raises(LedgerError, "long_reason"):
-            registry.promote(project, 1, "staging", force=True, reason=long)
+            gates.promote(project, 1, "staging", force=True, reason=long)
         with raises(LedgerError, "long_reason"):
             registry.rollback(project, "dev", reason=long)
         with raises(LedgerError, "long_reason"):
@@ -422,8 +476,8 @@ def test_changed_bytes_are_refused_at_every_door(project: Project, version: regi
     judge(project, 1)
     spoil(f"models:/{version.model_id}")
     for door in (
-        lambda: registry.promote(project, 1, "staging"),
-        lambda: registry.promote(project, 1, "staging", force=True, reason="hurry"),
+        lambda: gates.promote(project, 1, "staging"),
+        lambda: gates.promote(project, 1, "staging", force=True, reason="hurry"),
         lambda: registry.load_model(project, 1),
     ):
         with pytest.raises(ModelFileError, match=r"Version 1 of 'toy' .* file 'model.skops' has been changed"):
@@ -451,7 +505,7 @@ def test_bytes_and_manifest_changed_together_are_still_refused_by_the_ledger(
     with pytest.raises(ModelFileError, match=r"file 'manifest' is not the one of its registration"):
         registry.load_model(project, 1)
     with pytest.raises(ModelFileError, match=r"file 'manifest' is not the one of its registration"):
-        registry.promote(project, 1, "staging", force=True, reason="hurry")
+        gates.promote(project, 1, "staging", force=True, reason="hurry")
 
 
 # --- rollback ----------------------------------------------------------------------------------------------------
@@ -539,7 +593,7 @@ def test_history_and_versions_are_tuples_that_a_notebook_shows_as_tables(project
     assert registry.history(project).head == "0" * 64
     first = register_model(project)
     second = registry.register(project, f"models:/{first.model_id}", metrics={"test_mae": 0.7})
-    registry.promote(project, second.version, "staging", force=True, reason="first ever <3")
+    gates.promote(project, second.version, "staging", force=True, reason="first ever <3")
     entries, versions = registry.history(project), registry.list_versions(project)
     frame = entries.frame()
     assert list(frame.index) == [entry.number for entry in entries] == [1, 2, 3]
@@ -703,12 +757,12 @@ def test_a_promoter_that_saw_an_older_head_is_told_who_was_faster(
 
     def be_overtaken(*arguments: Any) -> None:
         monkeypatch.setattr(moves, "verify_files", check)
-        registry.promote(replace(project, actor="bob"), 2, "staging", force=True, reason="faster")
+        gates.promote(replace(project, actor="bob"), 2, "staging", force=True, reason="faster")
         check(*arguments)
 
     monkeypatch.setattr(moves, "verify_files", be_overtaken)
     with pytest.raises(RefusedError, match=r"promote staging|force staging → version 2 by bob"):
-        registry.promote(project, 1, "staging", force=True, reason="slower")
+        gates.promote(project, 1, "staging", force=True, reason="slower")
     assert standing(project)["staging"] == 2
 
 

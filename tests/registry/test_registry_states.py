@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from rounds import rounds, soak
 from stages import aliases, force_to_prod, standing
 
-from mlops_lib import data, registry, tracking
+from mlops_lib import data, gates, registry, tracking
 from mlops_lib.errors import MlopsError
 from mlops_lib.project import Project
 from mlops_lib.registry.entries import Ledger
@@ -172,7 +172,7 @@ class Registry(RuleBasedStateMachine):
     def promote(self, version: int, stage: str, actor: str, force: bool, dies: int | None) -> None:
         project = replace(self.project, actor=actor)
         expected = self.model.may_promote(version, stage, actor, force)
-        if self.attempt(lambda: registry.promote(project, version, stage, force=force, reason="test"), dies, expected):
+        if self.attempt(lambda: gates.promote(project, version, stage, force=force, reason="test"), dies, expected):
             self.model.promote(version, stage)
             self.remember()
 

@@ -17,7 +17,7 @@ from conftest import register_model
 from mlflow.server import get_app_client
 from werkzeug.security import generate_password_hash
 
-from mlops_lib import registry
+from mlops_lib import gates, registry
 from mlops_lib.errors import ModelFileError, StoreError
 from mlops_lib.project import Project
 from mlops_lib.tracking import store
@@ -149,7 +149,7 @@ def test_an_account_may_look_but_moves_nothing_until_it_is_granted(
     team.hash_once("ada", "twelve characters")
 
     def promote() -> registry.Entry:
-        return registry.promote(replace(ours, actor="ada"), made.version, "staging", force=True, reason="looks good")
+        return gates.promote(replace(ours, actor="ada"), made.version, "staging", force=True, reason="looks good")
 
     with monkeypatch.context() as as_ada:
         as_ada.setenv("MLFLOW_TRACKING_USERNAME", "ada")

@@ -7,7 +7,7 @@ import servers
 from conftest import register_model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from mlops_lib import data, registry, tracking
+from mlops_lib import data, gates, registry, tracking
 from mlops_lib.errors import RefusedError
 from mlops_lib.gates import check_gates
 from mlops_lib.project import Project
@@ -18,9 +18,7 @@ from mlops_lib.tracking import store
 
 def judge(project: Project, version: int) -> Report:
     """Run the project's gates on period p2 and log the verdict, as 03_validate does."""
-    release, rows = registry.load_model(project, version), data.read_labelled(project, "p2")
-    inputs = [project.path(table, "p2") for table in ("arrivals", "labels")]
-    verdict = check_gates(project, release, None, rows, inputs=inputs)
+    verdict = check_gates(project, registry.load_model(project, version), None, "p2")
     with tracking.start_run(project):
         registry.log_verdict(project, version, verdict)
     return verdict
@@ -30,15 +28,15 @@ def test_a_version_is_promoted_on_its_verdict_and_refused_without_one(any_store_
     project = any_store_project
     version = register_model(project).version
     with pytest.raises(RefusedError, match=r"there is no verdict on it"):
-        registry.promote(project, version, "staging")
+        gates.promote(project, version, "staging")
     judge(project, version)
     client = store.connect(project.tracking_uri)
     run_id = client.get_model_version(project.name, str(version)).tags[VERDICT_TAG]
     get_artifact_repository(client.get_run(run_id).info.artifact_uri).delete_artifacts(VERDICT_FILE)
     with pytest.raises(RefusedError, match=r"there is no verdict on it"):
-        registry.promote(project, version, "staging")
+        gates.promote(project, version, "staging")
     verdict = judge(project, version)
-    assert registry.promote(project, version, "staging").verdict == verdict_digest(verdict)
+    assert gates.promote(project, version, "staging").verdict == verdict_digest(verdict)
     assert registry.get_version(project, version).stages == ("dev", "staging")
     assert int(client.get_model_version_by_alias(project.name, "staging").version) == version
 
@@ -56,9 +54,9 @@ def test_a_version_goes_through_every_stage_and_back(any_store_project: Project)
     project = any_store_project
     first, second = register_model(project), register_model(project, C=0.5)
     for stage in project.stages[1:]:
-        registry.promote(project, first.version, stage, force=True, reason="first ever")
+        gates.promote(project, first.version, stage, force=True, reason="first ever")
     for stage in project.stages[1:]:
-        registry.promote(project, second.version, stage, force=True, reason="second")
+        gates.promote(project, second.version, stage, force=True, reason="second")
     assert registry.current(project, "prod") == second.version
     registry.rollback(project, "prod", reason="complaints")
     assert registry.current(project, "prod") == first.version

@@ -16,7 +16,7 @@ from conftest import register_model
 from refusals import raises
 from stages import ledger_of
 
-from mlops_lib import data, quality, registry, tracking
+from mlops_lib import data, gates, quality, registry, tracking
 from mlops_lib.errors import MlopsError, NotFoundError, QualityError, TableError
 from mlops_lib.gates import Threshold
 from mlops_lib.programs import batch, operate
@@ -39,7 +39,7 @@ project = Project(
 def in_prod(project: Project, version: registry.Version) -> Project:
     """Return the project with version 1 in prod."""
     for stage in ("staging", "prod"):
-        registry.promote(project, version.version, stage, force=True, reason="test")
+        gates.promote(project, version.version, stage, force=True, reason="test")
     return project
 
 
@@ -105,8 +105,8 @@ def test_without_labels_or_without_both_each_is_told(in_prod: Project) -> None:
 def test_a_version_that_was_replaced_is_measured_by_its_number(in_prod: Project) -> None:
     score(in_prod, "p2")
     register_model(in_prod, C=0.1)
-    registry.promote(in_prod, 2, "staging", force=True, reason="a test")
-    registry.promote(in_prod, 2, "prod", force=True, reason="a test")
+    gates.promote(in_prod, 2, "staging", force=True, reason="a test")
+    gates.promote(in_prod, 2, "prod", force=True, reason="a test")
     assert rows_of(operate.monitor_period(in_prod, "p2").quality) == {"predictions": "failed"}
     seen = operate.monitor_period(in_prod, "p2", 1)
     assert (seen.version, seen.quality.passed) == (1, True)
