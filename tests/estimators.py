@@ -144,9 +144,6 @@ MODELS: dict[str, Callable[[], Any]] = {
     "halving_free_random_search": lambda: model_selection.RandomizedSearchCV(
         after(LOGISTIC), {"logisticregression__C": [0.1, 1.0]}, n_iter=2, cv=2, **SEEDED
     ),
-    "random_search_of_a_distribution": lambda: model_selection.RandomizedSearchCV(
-        after(LOGISTIC), {"logisticregression__C": loguniform(0.1, 10)}, n_iter=2, cv=2, **SEEDED
-    ),
     "tuned_threshold": lambda: model_selection.TunedThresholdClassifierCV(after(LOGISTIC), scoring="f1", cv=2),
     "fixed_threshold": lambda: model_selection.FixedThresholdClassifier(after(LOGISTIC), threshold=0.3),
     # columns
@@ -199,12 +196,6 @@ UNCHECKED: dict[str, Callable[[], Any]] = {
     "knn_regressor": lambda: after(neighbors.KNeighborsRegressor()),
     "clusters": lambda: after(cluster.KMeans(3, n_init=1, **SEEDED), LOGISTIC),
 }
-
-
-def loguniform(low: float, high: float) -> Any:
-    from scipy.stats import loguniform as distribution
-
-    return distribution(low, high)
 
 
 def task_of(model: Any) -> Task:

@@ -4,7 +4,8 @@ scikit-learn's compiled code follows child indices, feature indices and counts w
 reads or writes memory that is not its own, or never ends. skops cannot help: it checks types, not content. Here every
 object that a model holds, however deep, is visited once, and what is known to be followed blindly is checked.
 
-What is covered: decision trees and their ensembles, gradient boosting with and without histograms. What follows its
+What is covered: decision trees and their ensembles, gradient boosting with and without histograms, encoders and
+vocabularies that write sparse matrices; and what would open a file that a row names. What follows its
 numbers as blindly and is not looked at here (``UNCHECKED``) is refused, unless the project names it among its trusted
 types; with those a doctored file can crash the process. It is no proof about all compiled code of scikit-learn: against
 somebody who may write to the registry it is signatures that protect (:mod:`mlops_lib.models.signing`).
@@ -43,13 +44,20 @@ def _name(kind: type) -> str:
 
 
 def raise_for_bounds(model: Any, *, file: str, name: str) -> None:
-    """Raise ``ModelFileError`` naming the first object whose numbers lead outside it.
+    """Raise ``ModelFileError`` naming the first object that :func:`find_fault` finds.
 
     Parameters
     ----------
     model : object
         As deserialized; nothing of it is called.
     """
+    reason = find_fault(model)
+    if reason:
+        raise ModelFileError("discarded", model=name, file=file, reason=f"holds {reason}")
+
+
+def find_fault(model: Any) -> str:
+    """Return the first object whose numbers lead outside it, or that opens files, and why; "" for a sound model."""
     for part in walk(model):
         for kind in type(part).__mro__:
             check = CHECKS.get(_name(kind))
@@ -57,11 +65,10 @@ def raise_for_bounds(model: Any, *, file: str, name: str) -> None:
                 continue
             try:
                 check(part)
-            except Exception as error:  # an attribute that is missing, or of a type that no fit leaves behind
+            except Exception as error:  # noqa: BLE001 - an attribute that is missing, or as no fit leaves it behind
                 reason = str(error) if isinstance(error, OutOfBounds) else f"{type(error).__name__}: {error}"
-                raise ModelFileError(
-                    "discarded", model=name, file=file, reason=f"holds a {type(part).__name__} that {reason}"
-                ) from error
+                return f"a {type(part).__name__} that {reason}"
+    return ""
 
 
 class OutOfBounds(Exception):  # noqa: N818 - never leaves this module; its text ends a sentence
@@ -218,11 +225,49 @@ def _check_preprocessor(columns: Any, count: int) -> None:
     demand(all(m.shape == (count,) for m in masks) and (masks[0] ^ masks[1]).all(), "drops or repeats columns")
 
 
+# --- encoders and vocabularies -----------------------------------------------------------------------------------
+
+
+def check_one_hot(encoder: Any) -> None:
+    """Check that each category has a column of its own matrix."""
+    if not hasattr(encoder, "categories_"):
+        return
+    count, drops = len(encoder.categories_), getattr(encoder, "_drop_idx_after_grouping", None)
+    groups = getattr(encoder, "_default_to_infrequent_mappings", None) if encoder._infrequent_enabled else None
+    groups = [None] * count if groups is None else groups
+    drops = [None] * count if drops is None else drops
+    widths = encoder._n_features_outs
+    demand(
+        len(groups) == len(drops) == len(widths) == count == encoder.n_features_in_, "encodes other columns than it has"
+    )
+    for known, group, drop, width in zip(encoder.categories_, groups, drops, widths, strict=True):
+        n_columns = len(known)
+        if group is not None:
+            group = np.asarray(group)  # noqa: PLW2901 - the same, as numbers
+            demand(group.shape == (n_columns,) and (group >= 0).all(), "groups other categories than it knows")
+            n_columns = int(group.max()) + 1
+            demand(n_columns <= len(known), f"writes column {n_columns - 1} of {len(known)}")
+        demand(drop is None or 0 <= int(drop) < n_columns, f"drops column {drop} of {n_columns}")
+        demand(width == n_columns - (drop is not None), f"has {n_columns} columns and claims {width}")
+
+
+def check_vocabulary(vectorizer: Any) -> None:
+    """Check that words have columns of their own matrix, and that texts are texts and no names of files."""
+    demand(getattr(vectorizer, "input", "content") == "content", "opens the files that rows name (input=)")
+    words = getattr(vectorizer, "vocabulary_", None)
+    if words is not None:
+        columns = sorted(words.values())
+        demand(columns == list(range(len(words))), f"has columns of its {len(words)} words that are not 0, 1, 2, …")
+
+
 def _is(part: Any, kind: str) -> bool:
     return type(part).__name__ == kind
 
 
 CHECKS: dict[str, Callable[[Any], None]] = {
+    "sklearn.preprocessing._encoders.OneHotEncoder": check_one_hot,
+    "sklearn.feature_extraction.text._VectorizerMixin": check_vocabulary,
+    "sklearn.feature_extraction._dict_vectorizer.DictVectorizer": check_vocabulary,
     "sklearn.tree._tree.Tree": check_tree,
     "sklearn.tree._classes.BaseDecisionTree": check_tree_estimator,
     "sklearn.ensemble._gb.BaseGradientBoosting": check_boosting,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import re
 import subprocess
 import sys
@@ -13,13 +15,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+import scipy.stats
+import skops.io
 from estimators import MODELS, SEEDED, UNCHECKED, after, make_training, save_model, task_of
 from sklearn import cluster, ensemble, neighbors, preprocessing, svm, tree
+from sklearn.feature_extraction import DictVectorizer, text
 from sklearn.pipeline import make_pipeline
 
 from mlops_lib import models
 from mlops_lib.errors import ModelError, ModelFileError
-from mlops_lib.models import bounds
+from mlops_lib.models import bounds, types
 
 X = np.random.default_rng(0).normal(size=(60, 3))
 FRAME = pd.DataFrame(X, columns=["a", "b", "c"])
@@ -77,6 +82,20 @@ def hist_of_text() -> Any:
     ).fit(frame, CLASSES == 1)
 
 
+def one_hot() -> Any:
+    return preprocessing.OneHotEncoder(min_frequency=3, drop="first").fit(
+        np.array([list("aaabbbbcde"), list("xxxxxxxyyy")]).T
+    )
+
+
+def words() -> Any:
+    return text.TfidfVectorizer().fit(["one two", "two three"])
+
+
+def records() -> Any:
+    return DictVectorizer().fit([{"a": 1, "b": 2}])
+
+
 def replace(model: Any, **attributes: Any) -> None:
     for name, value in attributes.items():
         setattr(model, name, value)
@@ -110,6 +129,19 @@ def reorder_column(model: Any) -> None:
 
 
 CRAFTED: list[tuple[Callable[[], Any], Callable[[Any], object], str]] = [
+    (one_hot, lambda m: m._default_to_infrequent_mappings[0].__setitem__(1, 10**9), "writes column 1000000000 of 5"),
+    (one_hot, lambda m: m._default_to_infrequent_mappings[0].__setitem__(1, -1), "groups other categories"),
+    (one_hot, lambda m: m._drop_idx_after_grouping.__setitem__(0, 7), "drops column 7 of 3"),
+    (one_hot, lambda m: m._n_features_outs.__setitem__(1, 0), "has 2 columns and claims 0"),
+    (one_hot, lambda m: m._n_features_outs.append(1), "encodes other columns than it has"),
+    (one_hot, lambda m: delattr(m, "_n_features_outs"), "AttributeError"),
+    (words, lambda m: m.vocabulary_.update(two=10**9), "columns of its 3 words that are not 0, 1, 2"),
+    (words, lambda m: m.vocabulary_.update(two=-1), "columns of its 3 words"),
+    (words, lambda m: m.vocabulary_.update(two="2"), "TypeError"),
+    (words, lambda m: replace(m, input="filename"), "opens the files that rows name"),
+    (words, lambda m: replace(m, input="file"), "opens the files that rows name"),
+    (text.HashingVectorizer, lambda m: replace(m, input="filename"), "opens the files that rows name"),
+    (records, lambda m: m.vocabulary_.update(b=10**9), "columns of its 2 words"),
     (single, lambda m: rewrite_tree(m, left_child=2_000_000_000), r"Tree that points to node \[2000000000\] of"),
     (single, lambda m: rewrite_tree(m, right_child=-7), r"points to node \[-7\] of"),
     (single, lambda m: rewrite_tree(m, left_child=0), r"goes round in a circle at node \[0\]"),
@@ -213,6 +245,7 @@ def test_every_check_is_asked_by_some_ordinary_model(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bounds, "CHECKS", {kind: note(kind) for kind in bounds.CHECKS})
     for name in ("tree", "gradient_boosting", "hist_gradient_boosting"):
         bounds.raise_for_bounds(MODELS[name]().fit(*make_training()), file="model.skops", name="The model")
+    bounds.raise_for_bounds([one_hot(), words(), records()], file="model.skops", name="The model")
     assert asked == set(bounds.CHECKS)
 
 
@@ -297,8 +330,8 @@ def test_a_crafted_file_whose_digest_is_right_is_refused_and_the_process_lives(
         save_model(model, folders[-1], FRAME, warmup=warmup)
     crafted = single()
     rewrite_tree(crafted, left_child=2_000_000_000, right_child=2_000_000_000)
-    types = models.list_trusted_types(crafted)
-    mlflow.sklearn.save_model(crafted, tmp_path / "plain", skops_trusted_types=types, pip_requirements=[])
+    trusted = models.list_trusted_types(single())
+    mlflow.sklearn.save_model(crafted, tmp_path / "plain", skops_trusted_types=trusted, pip_requirements=[])
 
     plain = run(PLAIN, tmp_path / "plain")
     assert plain.stdout.split() == ["loaded"]
@@ -315,3 +348,49 @@ def test_a_crafted_file_whose_digest_is_right_is_refused_and_the_process_lives(
         plain="MLflow loads it, and its first prediction kills the process",
         ours="refused after its bounds were looked at, before it predicts; the process lives",
     )
+
+
+@pytest.mark.parametrize("step", [text.CountVectorizer(input="filename"), text.HashingVectorizer(input="file")])
+def test_what_opens_files_is_refused_when_it_is_logged(step: Any) -> None:
+    with pytest.raises(ModelError, match=r"opens the files that rows name"):
+        models.list_trusted_types(make_pipeline(step))
+
+
+# --- the list of types -------------------------------------------------------------------------------------------
+
+OWN_CODE = ("__setstate__", "__reduce__", "__reduce_ex__", "__setattr__", "__init_subclass__", "__del__")
+
+
+def code_of(kind: type) -> set[str]:
+    """Return the classes, among a type and what it inherits, that run code of their own when made from a file."""
+    bases = [base for base in kind.__mro__ if base is not object and base.__module__ != "builtins"]
+    return {f"{base.__module__}.{base.__qualname__}" for base in bases if any(name in vars(base) for name in OWN_CODE)}
+
+
+def test_every_listed_type_whose_making_runs_code_was_read_for_it() -> None:
+    found: set[str] = set()
+    for name in models.TRUSTED_TYPES:
+        module, _, attribute = name.rpartition(".")
+        listed = getattr(importlib.import_module(module), attribute)
+        found |= code_of(listed) if isinstance(listed, type) else set()
+    reviewed = set(types.REVIEWED_CODE)
+    assert {name.replace("numpy.generic", "numpy.number") for name in found} <= reviewed, found - reviewed
+    assert code_of(type(scipy.stats.uniform)) - reviewed, "a type that was not read would be found"
+
+
+def test_a_distribution_that_would_run_a_text_of_the_file_is_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    told = copy.copy(scipy.stats.uniform)
+    told._parse_arg_template = f"open({str(marker)!r}, 'w').close()\n" + told._parse_arg_template
+    model = preprocessing.FunctionTransformer(kw_args={"told": told})
+    raw = skops.io.dumps(model)
+    skops.io.loads(raw, trusted=skops.io.get_untrusted_types(data=raw))
+    assert marker.exists(), "it is a file that runs"
+    marker.unlink()
+    with pytest.raises(ModelError, match=r"scipy.stats"):
+        models.list_trusted_types(model)
+    save_model(MODELS["logistic"]().fit(*make_training()), tmp_path, make_training()[0])
+    (tmp_path / "model.skops").write_bytes(raw)
+    with pytest.raises(ModelError, match=r"scipy.stats"):
+        models.load_model_files(tmp_path, models.compute_manifest(tmp_path), name="The model")
+    assert not marker.exists()

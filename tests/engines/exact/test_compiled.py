@@ -46,7 +46,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from mlops_lib import data, registry, tracking
 from mlops_lib import models as model_files
 from mlops_lib.engines import exact
-from mlops_lib.engines.exact import models, source
+from mlops_lib.engines.exact import models, source, verdict
 from mlops_lib.engines.exact.scorer import ask, generate
 from mlops_lib.engines.exact.verdict import Comparison, _ask_alone, check_exact
 from mlops_lib.errors import NotExactError
@@ -566,3 +566,50 @@ def test_a_model_without_a_scorer_is_logged_with_the_reason(project: Project, es
     verdict = json.loads((folder / model_files.COMPILED_FILE).read_text())
     assert not verdict["equal"]
     assert words in verdict["reason"]
+
+
+# --- wide tables, and faults of the shortcut ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_columns", [10, 400, 1600])
+def test_a_proof_looks_at_cells_in_proportion_to_columns(n_columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(1000, n_columns)), columns=[f"c{i}" for i in range(n_columns)])
+    model = LogisticRegression().fit(X, X["c0"] > 0)
+    seen: list[int] = []
+    check = verdict.check_exact
+    monkeypatch.setattr(verdict, "check_exact", lambda scorer, rows: (seen.append(rows.size), check(scorer, rows))[1])
+    assert exact.prove(model, "predict_proba", X)["equal"]
+    assert seen[0] <= 3 * max(verdict.MAX_CELLS, 50 * n_columns)
+
+
+def test_each_edge_is_tried_in_a_wide_table_too() -> None:
+    X = pd.DataFrame(np.ones((100, 800)), columns=[f"c{i}" for i in range(800)])
+    model = LogisticRegression().fit(X, np.arange(100) % 2)
+    scorer = verdict.generate(model, "predict_proba", dict.fromkeys(X, "float64"))
+    cases = verdict.make_edge_cases(scorer, X)
+    for column in cases:
+        assert {1e29, -1e31 * -1, 5e-324} <= set(cases[column].dropna())
+        assert cases[column].isna().any()
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no"), MemoryError(), RecursionError(), KeyError("x")])
+def test_no_fault_of_the_shortcut_keeps_a_model_from_being_proven_loaded_or_scored(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0]})
+    model = LogisticRegression().fit(X, [0, 0, 1, 1])
+    proven = exact.prove(model, "predict_proba", X)
+    scorer = exact.scorer_for(model, proven)
+    assert scorer is not None
+
+    def fail(*_: object, **__: object) -> Any:
+        raise fault
+
+    monkeypatch.setattr(type(scorer), "answer", fail)
+    np.testing.assert_array_equal(scorer.predict_proba(X), model.predict_proba(X))
+    for name in ("generate", "write_batches"):
+        monkeypatch.setattr(verdict, name, fail)
+        assert exact.prove(model, "predict_proba", X).get("batches", False) is False
+        assert exact.batches_for(model, {**proven, "batches": True}) is None or name == "generate"
+    assert exact.scorer_for(model, proven) is None
