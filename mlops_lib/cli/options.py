@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NO = 3  # it worked and the answer is no
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-AS_JSON = "mlops.json"  # in the context: errors are answers too
+AS_JSON = "mlops.json"  # in the context: an error is an answer too, unless told already
 
 PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, min_open=True)

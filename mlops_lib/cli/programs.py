@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlops_lib.cli.options import (
+    AS_JSON,
     PORT,
     SECONDS,
     Answer,
@@ -149,8 +150,9 @@ def _run_several(
         try:
             run_notebooks(project, calls, n_jobs=n_jobs, **options, ended=ended)
         finally:
-            if as_json and outcomes:
+            if as_json and outcomes:  # which hold the errors too
                 click.echo(json.dumps([outcomes[index] for index in sorted(outcomes)], default=str, indent=1))
+                click.get_current_context().meta[AS_JSON] = False
 
 
 def _describe(finished: NotebookRun) -> dict[str, Any]:

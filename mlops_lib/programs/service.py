@@ -203,10 +203,6 @@ def read_payload(body: bytes) -> pd.DataFrame:
         payload = json.loads(
             body, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_repeated
         )
-        if b"\\u" in body:
-            json.dumps(payload, ensure_ascii=False).encode()  # half a surrogate is no text
-    except UnicodeEncodeError as error:
-        raise ServiceError("payload", reason="it holds half a character (a lone surrogate)", forms=FORMS) from error
     except (ValueError, RecursionError) as error:
         raise ServiceError("payload", reason=f"the body is not JSON ({error})", forms=FORMS) from error
     if not isinstance(payload, dict):
@@ -268,7 +264,7 @@ def _from_split(value: Any) -> pd.DataFrame:
     if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
         reason = "a row of 'dataframe_split' has another length than its columns"
         raise ServiceError("payload", reason=reason, forms=FORMS)
-    if not all(isinstance(column, str) for column in columns) or len(set(columns)) < len(columns):
+    if not all(map(_is_name, columns)) or len(set(columns)) < len(columns):
         reason = "the columns of 'dataframe_split' are no texts, each once"
         raise ServiceError("payload", reason=reason, forms=FORMS)
     return pd.DataFrame(rows, columns=columns, dtype=object)
@@ -278,7 +274,14 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise ValueError("an object names a field twice")
+    if not all(map(_is_name, fields)):
+        raise ValueError("an object names a field by half a character, a lone surrogate")
     return fields
+
+
+def _is_name(column: object) -> bool:
+    """Return whether a column's name is a text that UTF-8 can hold; answers and logs are to name it."""
+    return isinstance(column, str) and not any("\ud800" <= letter <= "\udfff" for letter in column)
 
 
 def _refuse_constant(text: str) -> float:

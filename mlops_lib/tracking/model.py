@@ -32,6 +32,8 @@ WARMUP_ROWS = 50
 # What a saved pipeline needs where it is loaded; inferring this list takes 2.3 s per model and finds the same.
 REQUIREMENTS = ("mlflow", "scikit-learn", "skops", "pandas", "numpy", "scipy")
 
+READ_ROWS = "contracts.split_rows(contract, rows).good"  # what scoring hands to a model
+
 
 @dataclass(frozen=True)
 class LoggedModel:
@@ -154,11 +156,16 @@ def _raise_for_other_scores(task: Task, model: Any, X: pd.DataFrame, contract: M
         reason = f"refuses every one of {len(X)} rows that the model was trained on"
         raise TaskError(subject="The contract", reason=reason)
     given, trained = good[list(X.columns)], X.loc[good.index]
-    if not _is_same(task.predict(model, given), task.predict(model, trained)):
+    try:
+        is_same = _is_same(task.predict(model, given), task.predict(model, trained))
+    except Exception as error:
+        reason = f"does not take rows once the contract has read them ({type(error).__name__}: {error})"
+        raise TaskError(subject="The model", reason=f"{reason}; train it on {READ_ROWS}") from error
+    if not is_same:
         types = [f"'{name}' {X[name].dtype} -> {given[name].dtype}" for name in X if X[name].dtype != given[name].dtype]
         how = f" as other types ({', '.join(types)})" if types else ""
         reason = f"gives rows other scores than in training once its contract has read them{how}"
-        raise TaskError(subject="The model", reason=f"{reason}; train it on contracts.split_rows(contract, rows).good")
+        raise TaskError(subject="The model", reason=f"{reason}; train it on {READ_ROWS}")
 
 
 def _write_warmup(task: Task, model: Any, X: pd.DataFrame) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from decimal import Decimal
+from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def whole(bits: int, *, signed: bool = True) -> st.SearchStrategy[int]:
 
 
 def decimals(precision: int, scale: int) -> st.SearchStrategy[Decimal]:
-    return st.integers(-(10**precision) + 1, 10**precision - 1).map(lambda n: Decimal(n).scaleb(-scale))
+    exact = Context(prec=precision)  # the default context rounds to 28 digits
+    return st.integers(-(10**precision) + 1, 10**precision - 1).map(lambda n: Decimal(n).scaleb(-scale, exact))
 
 
 # The type, its values, and whether JSON has the same values.

@@ -143,7 +143,7 @@ def environ(project: Project, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["history", "prd"], 1),
         (["--debug", "history", "prd"], 1),
         (["run", "nothing"], 1),
-        (["promote", "one", "prod"], 2),
+        (["promote", "one", "prod"], 1),
         (["nonsense"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),

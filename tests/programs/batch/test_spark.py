@@ -14,14 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from conftest import make_rows, register_model
 from contract_inputs import CONTRACT, SPARK, Input
+from model_types import PAIRS, project_of, train_many
 from notebook_files import PROJECT_SOURCE, write_notebook
 from refusals import raises
+from rounds import rounds
 from test_contract_paths import numbered, to_arrow
 
 from mlops_lib import cli, contracts, data
@@ -175,6 +178,23 @@ def test_what_is_refused_on_one_machine_is_refused_on_spark(project: Project, so
     with pytest.raises(BatchError, match="one of these is a database"):
         spark.score_on_spark(project, 1, bad, "sqlite:////tmp/a.db::scores", master=MASTER)
     assert not output.parent.exists()
+
+
+@needs_spark
+@pytest.mark.usefixtures("session")
+def test_a_model_of_any_type_of_column_scores_on_spark_as_it_was_trained(project: Project) -> None:
+    project, n_scored = project_of(project), 0
+    for name, trained in train_many(project, PAIRS[:: rounds(70, 3)]):
+        path = data.write_table(trained.rows, project.root / "tables" / f"{trained.version}.parquet")
+        output = project.root / f"{trained.version}.parquet"
+        if name.startswith("float16"):
+            with pytest.raises(SparkError, match="FLOAT16"):  # half precision is no type of Spark's
+                spark.score_on_spark(project, trained.version, path, output, master=MASTER)
+            continue
+        spark.score_on_spark(project, trained.version, path, output, master=MASTER)
+        np.testing.assert_array_equal(read_sorted(output)["score"], trained.scores, name)
+        n_scored += 1
+    assert n_scored >= rounds(2, 40)
 
 
 SCORE = "from mlops_lib import tracking\nassert kind != 'bad', 'a bad kind'\ntracking.record_result(score=alpha * n)"

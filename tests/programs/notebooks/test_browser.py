@@ -129,7 +129,7 @@ def test_jupyterlab_runs_all_cells_of_the_training_notebook(tmp_path: Path, scre
     uri = lab_environment(tmp_path)["MLFLOW_TRACKING_URI"]
     stored = replace(load_project(ROOT / "notebooks" / "project.py"), root=tmp_path, tracking_uri=uri)
     with lab(tmp_path, project_file) as url, page() as tab:
-        tab.goto(f"{url}/lab/tree/02_train.ipynb")
+        tab.goto(f"{url}/lab/tree/notebooks/02_train.ipynb")
         tab.wait_for_selector(".jp-Notebook-cell", timeout=60_000)
         restart_and_run_all(tab)
         made = wait_for_version(stored, tab)
@@ -169,7 +169,7 @@ def test_mlflow_pages_show_the_registered_model_with_its_stages(project: Project
     project_file.write_text(
         "from pathlib import Path\nfrom mlops_lib.project import Project\n"
         "project = Project(name='toy', root=Path(__file__).parent.parent, target='broke', keys=('thing_id',),\n"
-        "    features=(), arrivals='a/{period}.parquet', labels='l/{period}.parquet')\n"
+        "    features=('size',), arrivals='a/{period}.parquet', labels='l/{period}.parquet')\n"
     )
     command = [MLOPS, "--project", str(project_file), "ui", "--port", str(port)]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": project.tracking_uri}
@@ -203,20 +203,20 @@ def test_warm_kernels_in_jupyterlab_interrupt_restart_and_share_nothing(project:
     (folder / "project.py").write_text(
         "from pathlib import Path\nfrom mlops_lib.project import Project\n"
         "project = Project(name='toy', root=Path(__file__).parent.parent, target='broke', keys=('thing_id',),\n"
-        "    features=(), arrivals='a/{period}.parquet', labels='l/{period}.parquet')\n"
+        "    features=('size',), arrivals='a/{period}.parquet', labels='l/{period}.parquet')\n"
     )
     whose = "import os, sys\nprint('warm' if 'mlflow' in sys.modules else 'plain', 'x' in globals())"
     write_cells(folder, "one.ipynb", whose, "x = 1", "import time\nwhile True:\n    time.sleep(0.1)")
     write_cells(folder, "two.ipynb", whose, "print('two is done')")
     with lab(project.root, folder / "project.py") as url, page() as tab:
-        tab.goto(f"{url}/lab/tree/one.ipynb")
+        tab.goto(f"{url}/lab/tree/notebooks/one.ipynb")
         tab.wait_for_selector(".jp-Notebook-cell", timeout=60_000)
         restart_and_run_all(tab)
         tab.get_by_text("warm False").wait_for(timeout=30_000)
         tab.wait_for_function(LAST_CELL_RUNS, timeout=30_000)
 
         other = tab.context.new_page()
-        other.goto(f"{url}/lab/tree/two.ipynb")
+        other.goto(f"{url}/lab/tree/notebooks/two.ipynb")
         other.wait_for_selector(".jp-Notebook-cell", timeout=60_000)
         restart_and_run_all(other)
         other.get_by_text("two is done", exact=True).wait_for(timeout=30_000)

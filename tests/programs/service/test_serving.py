@@ -210,7 +210,7 @@ def test_a_missing_column_is_told(client: TestClient) -> None:
         b'{"dataframe_split": {"columns": ["color", 5, "weight"], "data": [["red", 1, 1]]}}',
         b'{"dataframe_split": {"columns": "cs", "data": [["red", 1]]}}',
         b'{"dataframe_records": [{"color": "red", "size": 1, "weight": 1, "\\ud800": 1}]}',
-        b'{"dataframe_records": [{"color": "\\udfff", "size": 1, "weight": 1}]}',
+        b'{"dataframe_split": {"columns": ["color", "\\udfff", "weight"], "data": [["red", 1, 1]]}}',
         b'{"\\ud800": []}',
         b'{"dataframe_split": {"data": [["red"]]}}',
         b'{"dataframe_split": [["red"]]}',
@@ -225,6 +225,13 @@ def test_a_body_that_is_none_of_the_forms_is_refused_without_echo(client: TestCl
     assert "s3cret" not in answer.text
     assert "Traceback" not in answer.text
     assert ask(client, dataframe_records=[ROW]).status_code == 200, "the service lives on"
+
+
+def test_half_a_character_in_a_value_is_the_fault_of_its_row(client: TestClient) -> None:
+    body = json.dumps({"dataframe_records": [ROW, {**ROW, "color": "\udfff"}]})
+    answer = client.post("/invocations", content=body)
+    assert answer.status_code == 422, answer.text
+    assert [(bad["row"], bad["rule"]) for bad in answer.json()["rows"]] == [(1, "color.kind")]
 
 
 def test_a_probe_may_ask_for_the_head_alone(client: TestClient) -> None:
