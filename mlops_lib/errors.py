@@ -262,6 +262,10 @@ class StoreError(MlopsError):
         "for EDIT on the model and its experiments (docs/team-server.md). 'mlops history' says what stands.",
         "read_only": "The MLflow store '{uri}' is read-only for this user. Make the file and its folder writable, or "
         "set MLFLOW_TRACKING_URI to a store that is. Nothing was changed.",
+        "missing": "There is no MLflow store at '{uri}' yet: nothing was run or registered there. The first run "
+        "makes it ('mlops run'). Nothing was created.",
+        "moved": "The artifacts of the MLflow store '{uri}' were in '{location}', which is gone: the store's folder "
+        "was moved. 'mlops verify --repair' finds them beside it. Nothing was run.",
         "deleted": "Experiment '{name}' of the MLflow store at '{uri}' has been deleted. Restore it with "
         "'MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {experiment_id}', or give the project "
         "another name. Nothing was run.",
@@ -292,6 +296,16 @@ class LedgerError(MlopsError):
     texts: ClassVar[Mapping[str, str]] = {
         "broken": "The ledger of '{name}' is not intact: entry {entry} {reason}. No stage was moved and none will be "
         "until it is restored from a backup.",
+        "missing": "The ledger of '{name}' lacks entry {entry}, which was seen in this store at {seen_at}: it was put "
+        "back, cut off or made anew. Restore it from a backup; if that was meant, delete '{path}'. Nothing was "
+        "changed.",
+        "old": "The ledger of '{name}' is not in two runs (its claim names {n_runs}): it was written by an earlier "
+        "version of this library, or edited. Register the models anew, in another store or under another name. Nothing "
+        "was changed.",
+        "clock": "This machine's clock is {minutes} minutes ahead of the store's ({limit} are allowed), and all later "
+        "entries would bear that time. Set the clock. Nothing was changed.",
+        "unseen": "The {word} '{text}' has control characters, which would write over what a terminal shows. Leave "
+        "them out. Nothing was changed.",
         "long_reason": "The reason, with who acts, takes {n_characters} characters as JSON, the ledger keeps {limit}. "
         "Shorten it and keep the long form in the run. Nothing was changed.",
         "naive_time": "The time '{time}' has no zone, so it names no moment. Write it with one, such as "

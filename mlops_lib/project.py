@@ -166,6 +166,7 @@ class Project:
     run_id: str | None = None
     notebook: str | None = None
     outputs: Path | None = None
+    state: Path | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -316,8 +317,20 @@ def load_project(file: str | Path | None = None) -> Project:
         run_id=environ.get("MLFLOW_RUN_ID") or None,
         notebook=environ.get("MLOPS_NOTEBOOK") or environ.get("JPY_SESSION_NAME") or None,
         outputs=Path(outputs).resolve() if outputs else None,
+        state=_state_folder(),
         environ=environ,
     )
+
+
+def _state_folder() -> Path | None:
+    """Return where this user's clients remember what they have seen; None for an empty ``MLOPS_STATE_DIR``."""
+    named, standard = os.environ.get("MLOPS_STATE_DIR"), os.environ.get("XDG_STATE_HOME")
+    if named is not None:
+        return Path(named).resolve() if named else None
+    try:
+        return (Path(standard) if standard else Path.home() / ".local" / "state") / "mlops"
+    except RuntimeError:  # nobody's home
+        return None
 
 
 @contextlib.contextmanager

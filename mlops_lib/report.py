@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlops_lib.errors import ReportFailedError
+from mlops_lib.wording import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,7 +171,7 @@ class Report:
 
 def table_lines(rows: Iterable[Iterable[object]]) -> list[str]:
     """Align rows of cells in columns, two spaces apart; the last column is left ragged."""
-    texts = [[format_value(cell) for cell in row] for row in rows]
+    texts = [[visible(format_value(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in texts) for i in range(len(texts[0]))] if texts else []
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in texts]
 

@@ -27,6 +27,23 @@ def listed(items: Iterable[object], *, limit: int = 12) -> str:
     return ", ".join(texts[:limit]) + more if texts else "none"
 
 
+# What moves a terminal's cursor, ends a line, or turns the direction of what follows; and halves of characters.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    r"""Return a text of a store, a file or a person as it may be printed: control characters are escaped.
+
+    >>> print(visible("gates passed\r\x1b[2K"))
+    gates passed\r\x1b[2K
+    """
+
+    def escape(found: re.Match[str]) -> str:
+        return found[0] if found[0] in keep else found[0].encode("unicode_escape", "surrogatepass").decode()
+
+    return _UNSEEN.sub(escape, text)
+
+
 class Template(string.Formatter):
     """What templates can do besides ``str.format``: three formats of their own, for facts of this error.
 

@@ -44,6 +44,7 @@ with without_grammar():
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["MLOPS_WARM"] = "0"  # no test meets a server that its user has started; test_warm_commands starts its own
+os.environ["MLOPS_STATE_DIR"] = ""  # the stores of tests come and go under one name: nothing is remembered of them
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job ignores it, and all that it starts
 FEATURES = ("color", "size", "weight")

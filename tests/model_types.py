@@ -50,8 +50,8 @@ COLUMNS: dict[str, pd.Series[Any]] = {
     "whole numbers and None": with_gaps(WHOLE),
     "texts and None": with_gaps(LETTER),
     "str": pd.Series(LETTER),
-    "string[python] with gaps": with_gaps(LETTER, "string[python]"),
-    "string[pyarrow] with gaps": with_gaps(LETTER, "string[pyarrow]"),
+    "string[python]": pd.Series(LETTER, dtype="string[python]"),
+    "string[pyarrow]": pd.Series(LETTER, dtype="string[pyarrow]"),
     "category with gaps": with_gaps(LETTER, "category"),
     "category of numbers": pd.Series(WHOLE).astype("category"),
     "datetime64[us]": DAY.astype("datetime64[us]"),
@@ -100,7 +100,22 @@ ESTIMATORS: dict[str, Callable[[], Any]] = {
     "encoded, extra trees": lambda: encoded(ensemble.ExtraTreesClassifier(4, **SEEDED)),
     "tree": lambda: tree.DecisionTreeClassifier(**SEEDED),
 }
-PAIRS = [(column, estimator) for column in COLUMNS for estimator in ESTIMATORS]
+TEXT_COLUMNS = {"texts and None", "str", "string[python]", "string[pyarrow]", "dates"}
+TIME_COLUMNS = {"datetime64[us]", "datetime64[s]", "time with zone", "timedelta"}
+
+
+def takes(estimator: str, column: str) -> bool:
+    """Whether scikit-learn trains such a model."""
+    if estimator.startswith("ordinal") or estimator == "one-hot, logistic":
+        return True
+    if estimator.startswith("encoded"):
+        return column not in TIME_COLUMNS
+    has_gaps = "gaps" in column or "None" in column
+    refused = has_gaps if estimator == "logistic" else "tree" in estimator and column == "category with gaps"
+    return not refused and column not in TEXT_COLUMNS | TIME_COLUMNS
+
+
+PAIRS = [(column, estimator) for column in COLUMNS for estimator in ESTIMATORS if takes(estimator, column)]
 
 
 class Trained(NamedTuple):
@@ -111,21 +126,10 @@ class Trained(NamedTuple):
     scores: Any
 
 
-def fit(column: str, estimator: str) -> tuple[pd.DataFrame, Any] | None:
-    """Return features and the model that was trained on them; None if scikit-learn itself takes no such column."""
+def train(project: Project, column: str, estimator: str) -> Trained | str:
+    """Return the registered model, or the text that refused it when it was logged."""
     X = pd.DataFrame({"x": COLUMNS[column], "z": NUMBER})
-    try:
-        return X, ESTIMATORS[estimator]().fit(X, BROKE)
-    except (TypeError, ValueError):
-        return None
-
-
-def train(project: Project, column: str, estimator: str) -> Trained | str | None:
-    """Return the registered model, the text that refused it when it was logged, or None for no model at all."""
-    fitted = fit(column, estimator)
-    if fitted is None:
-        return None
-    X, model = fitted
+    model = ESTIMATORS[estimator]().fit(X, BROKE)
     rows = X.assign(thing_id=np.arange(N_ROWS))
     try:
         contract = contracts.infer_contract(rows, features=FEATURES, keys=project.keys)

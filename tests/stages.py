@@ -41,8 +41,13 @@ def aliases(project: Project) -> dict[str, int]:
 
 
 def ledger_of(project: Project) -> str:
-    """Return the id of the run that holds the ledger; an empty text before the first entry."""
-    return open_ledger(project)[1].run_id
+    """Return the id of the run that holds the moves; an empty text before the first entry."""
+    return open_ledger(project)[1].moves.run_id
+
+
+def registrations_of(project: Project) -> str:
+    """Return the id of the run that holds the registrations."""
+    return open_ledger(project)[1].registrations.run_id
 
 
 def clone(project: Project, n_versions: int) -> list[int]:

@@ -256,6 +256,37 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "form in the run. Nothing was changed.",
     ),
     (
+        errors.LedgerError("missing", name="toy", entry="r3", seen_at="2026-11-01T12:00:00+00:00", path="/s/a.json"),
+        "The ledger of 'toy' lacks entry r3, which was seen in this store at 2026-11-01T12:00:00+00:00: it was put "
+        "back, cut off or made anew. Restore it from a backup; if that was meant, delete '/s/a.json'. Nothing was "
+        "changed.",
+    ),
+    (
+        errors.LedgerError("old", name="toy", n_runs=1),
+        "The ledger of 'toy' is not in two runs (its claim names 1): it was written by an earlier version of this "
+        "library, or edited. Register the models anew, in another store or under another name. Nothing was changed.",
+    ),
+    (
+        errors.LedgerError("clock", minutes=180, limit=10),
+        "This machine's clock is 180 minutes ahead of the store's (10 are allowed), and all later entries would bear "
+        "that time. Set the clock. Nothing was changed.",
+    ),
+    (
+        errors.LedgerError("unseen", word="reason", text="fine\\r"),
+        "The reason 'fine\\r' has control characters, which would write over what a terminal shows. Leave them out. "
+        "Nothing was changed.",
+    ),
+    (
+        errors.StoreError("missing", uri="sqlite:////work/mlflow.db"),
+        "There is no MLflow store at 'sqlite:////work/mlflow.db' yet: nothing was run or registered there. The first "
+        "run makes it ('mlops run'). Nothing was created.",
+    ),
+    (
+        errors.StoreError("moved", uri="sqlite:////work/mlflow.db", location="file:///old/mlartifacts"),
+        "The artifacts of the MLflow store 'sqlite:////work/mlflow.db' were in 'file:///old/mlartifacts', which is "
+        "gone: the store's folder was moved. 'mlops verify --repair' finds them beside it. Nothing was run.",
+    ),
+    (
         errors.LedgerError("broken", name="toy", entry=3, reason="does not follow from the entry before it"),
         "The ledger of 'toy' is not intact: entry 3 does not follow from the entry before it. No stage was moved "
         "and none will be until it is restored from a backup.",

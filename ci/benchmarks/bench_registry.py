@@ -29,6 +29,7 @@ from mlops_lib import gates, registry, tracking
 from mlops_lib.tracking import store
 from mlops_lib.project import Project
 from mlops_lib.registry import ledger, versions
+from mlops_lib.registry.rules import Rules
 
 N_VERSIONS, N_ENTRIES = 1000, 5000
 TABLES = ("model_versions", "model_version_tags")
@@ -58,16 +59,20 @@ def make_project(folder: Path) -> Project:
 def fabricate(project: Project) -> None:
     """Add versions and entries: each version is registered, and moved to staging and prod while entries are left."""
     (first,) = registry.read_ledger(project)
-    entries, at = [first], first.time
+    found, at, rules = ledger.open_ledger(project)[1], first.time, Rules.of(project).to_text()
+    registered, moved = [first], list[registry.Entry]()
     moves = [("register", "dev", n) for n in range(2, N_VERSIONS + 1)]
     for n in range(1, N_VERSIONS + 1):
         moves += [("promote", "staging", n), ("promote", "prod", n), ("freeze", "prod", n), ("unfreeze", "prod", n)]
     for action, stage, version in moves[: N_ENTRIES - 1]:
         at += timedelta(minutes=1)
+        chain = registered if action == "register" else moved
         entry = registry.Entry(
-            number=len(entries) + 1,
-            operation=f"{len(entries):032x}",
-            previous=entries[-1].hash,
+            number=len(chain) + 1,
+            operation=f"{len(registered) + len(moved):032x}",
+            previous=chain[-1].hash if chain else found.moves.genesis,
+            seen="" if action == "register" else registered[-1].hash,
+            rules="" if action == "register" else rules,
             action=action,
             stage=stage,
             version=version,
@@ -79,10 +84,10 @@ def fabricate(project: Project) -> None:
             at=at.isoformat(timespec="microseconds"),
             reason="best of four on April, and the report was read",
         )
-        entries.append(entry)
-    run_id = ledger.open_ledger(project)[1].run_id
+        chain.append(entry)
+    rows = [(found.registrations.run_id, f"{e.number:06d}", e.to_json()) for e in registered[1:]]
+    rows += [(found.moves.run_id, f"{e.number:06d}", e.to_json()) for e in moved]
     with contextlib.closing(sqlite3.connect(project.root / "mlflow.db")) as database, database:
-        rows = [(run_id, f"{e.number:06d}", e.to_json()) for e in entries[1:]]
         database.executemany("insert into params (run_uuid, key, value) values (?, ?, ?)", rows)
         for table in TABLES:
             columns = [column for _, column, *_ in database.execute(f"pragma table_info({table})")]
@@ -140,7 +145,7 @@ def measure(project: Project, n_rounds: int) -> dict[str, tuple[Seconds, Seconds
         made, seen = client.get_model_version("bench", str(version)), ledger.open_ledger(project)[1]
         files = timed(lambda: versions.verify_files(project, made, seen))  # noqa: B023 - called at once
         plain = timed(lambda: client.set_registered_model_alias("bench", "staging", str(version)))  # noqa: B023
-        client.set_registered_model_alias("bench", "staging", str(seen.standing["staging"].version))
+        client.set_registered_model_alias("bench", "staging", str(seen.state.standing["staging"].version))
         whole = timed(
             lambda: gates.promote(project, version, "staging", force=True, reason="bench")  # noqa: B023
         )

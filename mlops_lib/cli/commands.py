@@ -137,7 +137,8 @@ def doctor(as_json: bool) -> None:
     "--all", "everything", is_flag=True, help="Compare the files of every version, not only of those in stages."
 )
 @click.option("--repair", is_flag=True, help="Set right what can be without loss: aliases, dead runs, PENDING models.")
-def verify(project: Project, version: str | None, everything: bool, repair: bool) -> Answer:
+@click.option("--head", "heads", multiple=True, metavar="LABEL:HASH", help="An entry that has to be there, as noted.")
+def verify(project: Project, version: str | None, everything: bool, repair: bool, heads: tuple[str, ...]) -> Answer:
     """Check database, ledger, aliases, model files and runs: is all as it was written? Exit 3 if something is not.
 
     Example: mlops verify --all
@@ -147,8 +148,8 @@ def verify(project: Project, version: str | None, everything: bool, repair: bool
     if version is not None and everything:
         raise click.UsageError("name a version or --all, not both")
     repaired = registry.repair_store(project) if repair else ()
-    report = registry.check_store(project, version, everything=everything)
-    lines = [*(f"repaired: {text}" for text in repaired), str(report)]
+    report = registry.check_store(project, version, everything=everything, heads=heads)
+    lines = [*(f"repaired: {text}" for text in repaired), str(report), f"head: {report.facts.get('head', 'none')}"]
     return Answer({**report.to_dict(), "repaired": repaired}, lines, report.passed)
 
 

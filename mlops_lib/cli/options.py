@@ -20,6 +20,7 @@ import click
 
 from mlops_lib.errors import MlopsError, RefusedError
 from mlops_lib.report import table_lines
+from mlops_lib.wording import visible
 
 if TYPE_CHECKING:
     from mlops_lib.project import Project
@@ -72,7 +73,7 @@ class Commands(click.Group):
         except MlopsError as error:
             if ctx.find_root().params.get("debug"):
                 raise
-            click.secho(str(error), fg="red", err=True)
+            click.secho(visible(str(error), keep="\n\t"), fg="red", err=True)
             if ctx.meta.get(AS_JSON):
                 told = {"type": type(error).__name__, "case": error.case, "message": str(error), **error.facts}
                 click.echo(json.dumps({"error": told}, default=str, indent=1))

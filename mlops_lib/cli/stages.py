@@ -216,7 +216,7 @@ def history(project: Project, stage: str | None, at: datetime | None) -> Answer:
         header = ["#", "when", "who", "move", "stage", "version", "from", "evidence", "why"]
         rows: list[list[object]] = [
             [
-                e.number,
+                e.label,
                 e.at[:19],
                 e.actor,
                 e.action,

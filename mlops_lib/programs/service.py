@@ -34,7 +34,7 @@ from mlops_lib import contracts, registry
 from mlops_lib.engines import exact
 from mlops_lib.errors import MlopsError, ServiceError
 from mlops_lib.project import Project
-from mlops_lib.registry import Release
+from mlops_lib.registry import Entry, Release
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")  # names by which this machine calls itself
 LOOK_S = 10.0  # how often the service asks what its stage has
@@ -73,7 +73,7 @@ class Follower:
     def __init__(self, project: Project, stage: str, release: Release) -> None:
         self.project, self.stage, self.served = project, stage, Served(release)
         self.waiting = ""  # why the stage's version is not served
-        self._refused: int | None = None
+        self._refused: Entry | None = None  # the move that brought what was not served
         self._pause_s = self._again_at = 0.0
 
     def look(self) -> None:
@@ -81,20 +81,21 @@ class Follower:
 
         A version that was refused is loaded again at the next look, and then ever less often: its files may be mended.
         """
-        waiting, version = self.waiting, None
+        waiting, move = self.waiting, None
         try:
-            version = registry.current(self.project, self.stage)
-            if version == self._refused is not None and time.monotonic() < self._again_at:
+            move = registry.standing(self.project)[self.stage]
+            if move == self._refused is not None and time.monotonic() < self._again_at:
                 return
-            if version not in (None, self.served.release.version):
+            # By digest: a model deleted and made again has its numbers again.
+            if move and (move.version, move.digest) != (self.served.release.version, self.served.release.digest):
                 self.served = self._prepare(registry.load_model(self.project, self.stage))
                 print(f"now serving version {self.served.release.version}", file=sys.stderr, flush=True)
-            self.waiting = "" if version is not None else f"stage '{self.stage}' is empty"
+            self.waiting = "" if move else f"stage '{self.stage}' is empty"
             self._refused, self._pause_s = None, 0.0
         except Exception as error:  # noqa: BLE001 - no fault of another version may stop this one
             self.waiting = str(error) or type(error).__name__
             self._again_at = time.monotonic() + self._pause_s
-            self._refused, self._pause_s = version, min(2 * self._pause_s + LOOK_S, MAX_PAUSE_S)
+            self._refused, self._pause_s = move, min(2 * self._pause_s + LOOK_S, MAX_PAUSE_S)
         if self.waiting not in ("", waiting):
             print(f"still serving version {self.served.release.version}: {self.waiting}", file=sys.stderr, flush=True)
 

@@ -1,7 +1,7 @@
 """Versions, stages and releases: register, move, roll back, look back, load.
 
-Every move between stages is an entry in one append-only ledger (:mod:`mlops_lib.registry.ledger`); the aliases
-``NAME@dev|staging|prod`` that stock tools read only follow it.
+Every registration and every move between stages is an entry in an append-only ledger
+(:mod:`mlops_lib.registry.ledger`); the aliases ``NAME@dev|staging|prod`` that stock tools read only follow it.
 
 Refused: a move without a verdict that passed, a verdict on other bytes, data, gates or champion, a version whose files
 have changed, a stage skipped or frozen, a second person who is the first one, the deletion of what is still needed.
@@ -10,7 +10,7 @@ have changed, a stage skipped or frozen, a second person who is the first one, t
 """
 
 from mlops_lib.registry.entries import Entry
-from mlops_lib.registry.ledger import as_of, history, read_ledger
+from mlops_lib.registry.ledger import as_of, found, history, read_ledger
 from mlops_lib.registry.moves import approve, delete_version, freeze, move_up, rollback, unfreeze
 from mlops_lib.registry.verdicts import count_verdicts, gates_digest, load_verdict, log_verdict
 from mlops_lib.registry.verify import check_store, repair_store
@@ -24,6 +24,7 @@ from mlops_lib.registry.versions import (
     read_lineage,
     register,
     resolve,
+    standing,
 )
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "count_verdicts",
     "current",
     "delete_version",
+    "found",
     "freeze",
     "gates_digest",
     "get_version",
@@ -51,5 +53,6 @@ __all__ = [
     "repair_store",
     "resolve",
     "rollback",
+    "standing",
     "unfreeze",
 ]

@@ -1,24 +1,28 @@
-"""What a ledger is made of, as pure records: entries, and what follows from all of them.
+"""What a ledger is made of, as pure records: entries, and the two chains that they stand in.
 
-Nothing here asks the store. Entry *n* repeats the hash of entry *n* - 1, so that the last hash stands for all; what
-every stage has is a fold over the entries, and no record of its own that could disagree with them.
+Nothing here asks the store. Entry *n* of a chain repeats the hash of the entry before it, so that the last hash stands
+for all of them.
 
->>> Ledger("toy", entries).standing["prod"].version  # doctest: +SKIP
-7
+>>> Chain("toy").extended({"alpha": "0.1"}).strays  # no entry, and no harm
+('alpha',)
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
 import pandas as pd
 
-GENESIS = "0" * 64
+from mlops_lib.errors import LedgerError
+from mlops_lib.wording import visible
+
+SLOT = 6  # digits of a parameter that holds an entry
 MOVES = frozenset({"register", "promote", "force", "rollback"})  # actions that put a version into a stage
 
 R = TypeVar("R")
@@ -28,14 +32,17 @@ R = TypeVar("R")
 class Entry:
     """One entry of the ledger.
 
-    ``digest`` is the model's, ``verdict`` the evidence's, ``previous`` the hash of the entry before. ``version`` is 0
-    where an empty stage was frozen; ``stage`` is empty where a version was deleted. Number, actor, time and the hash of
-    the entry before are filled in when it is written.
+    ``digest`` is the model's, ``verdict`` the evidence's, ``previous`` the hash of the entry before. A move also names
+    ``seen``, the hash of the last registration that its writer knew, and ``rules``, what its project allowed. Both are
+    empty where a version is registered. ``version`` is 0 where an empty stage was frozen; ``stage`` is empty where a
+    version was deleted. Number, actor, time, hashes, rules and signature are filled in when it is written.
     """
 
     number: int = 0
     operation: str = ""
     previous: str = ""
+    seen: str = ""
+    rules: str = ""
     action: str
     stage: str
     version: int
@@ -46,10 +53,33 @@ class Entry:
     actor: str = ""
     at: str = ""
     reason: str
+    signature: str = ""
 
     def to_json(self) -> str:
-        """Return the canonical text that is stored and hashed."""
+        """Return the canonical text that is stored and hashed; the signature is of this text without it."""
         return json.dumps(vars(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Entry:
+        """Read back what :meth:`to_json` wrote; raise ``ValueError`` for anything else."""
+        try:
+            entry = cls(**json.loads(text))
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        wrong = [name for name, kind in _KINDS if not isinstance(getattr(entry, name), kind)]
+        if wrong or entry.time.utcoffset() is None:
+            raise ValueError(f"'{(*wrong, 'at')[0]}' is of another type")
+        return entry
+
+    @property
+    def is_registration(self) -> bool:
+        """Whether it stands in the chain of registrations, and not in the one of moves."""
+        return self.action == "register"
+
+    @property
+    def label(self) -> str:
+        """Its name for people: ``r3`` for the third registration, ``7`` for the seventh move."""
+        return f"r{self.number}" if self.is_registration else str(self.number)
 
     @property
     def hash(self) -> str:
@@ -71,7 +101,7 @@ class Entry:
         origin = f" (from version {self.from_version})" if self.from_version else ""
         version = f"version {self.version}" if self.version else ""
         what = f"{self.stage} → {version}{origin}" if self.action in MOVES else f"{version} {self.stage}".strip()
-        return f"#{self.number} {self.action} {what} by {self.actor} at {self.at}"
+        return visible(f"#{self.label} {self.action} {what} by {self.actor} at {self.at}")
 
     def repeats(self, other: Entry) -> bool:
         """Whether this is the same operation as ``other``, whenever each was written."""
@@ -79,67 +109,88 @@ class Entry:
         return mine == others
 
 
+_NUMBERS: dict[str, Any] = {"number": int, "version": int, "from_version": int | None}
+_KINDS = tuple((each.name, _NUMBERS.get(each.name, str)) for each in fields(Entry))
+
+
 @dataclass(frozen=True)
-class Ledger:
-    """What one reading of the store gave, and what follows from it."""
+class Chain:
+    """Registrations or moves in order, as the parameters of one run hold them.
+
+    A parameter that is no entry takes its slot and is passed over, as long as what comes next follows from what came
+    before it: otherwise whoever may write there could stop everything with one stray word.
+    """
 
     name: str
-    entries: tuple[Entry, ...] = ()
+    prefix: str = ""  # of labels: "r" for registrations
+    genesis: str = "0" * 64
     run_id: str = ""  # empty before the ledger was founded
-    genesis: str = GENESIS
-    noted: int = 0  # number of the entry up to which the projection was complete
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    entries: tuple[Entry, ...] = ()
+    hashes: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()  # parameters that are no entry
+    noted: int = 0  # number of the entry up to which aliases and deletions had followed
 
     @property
     def head(self) -> str:
         """Hash that the next entry repeats."""
-        return self.entries[-1].hash if self.entries else self.genesis
+        return self.hashes[-1] if self.hashes else self.genesis
 
     @property
-    def standing(self) -> dict[str, Entry]:
-        """The entry that put each stage's present version there."""
-        return {entry.stage: entry for entry in self.entries if entry.action in MOVES}
+    def number(self) -> int:
+        """Number of the last entry; 0 for none."""
+        return self.entries[-1].number if self.entries else 0
 
     @property
-    def frozen(self) -> dict[str, Entry]:
-        """The entry that froze each stage that is frozen."""
-        last = {entry.stage: entry for entry in self.entries if entry.action in ("freeze", "unfreeze")}
-        return {stage: entry for stage, entry in last.items() if entry.action == "freeze"}
+    def free(self) -> int:
+        """Number of the next entry."""
+        number = self.number + 1
+        while slot(number) in self.strays:
+            number += 1
+        return number
 
-    @property
-    def deleted(self) -> frozenset[int]:
-        """Versions that were deleted with an entry."""
-        return frozenset(entry.version for entry in self.entries if entry.action == "delete")
+    def hash_of(self, number: int) -> str | None:
+        """Return the hash of an entry, or None where there is no such entry."""
+        index = bisect.bisect_left(self.entries, number, key=lambda entry: entry.number)
+        is_there = index < len(self.entries) and self.entries[index].number == number
+        return self.hashes[index] if is_there else None
 
-    def current(self, stage: str) -> int | None:
-        """Return the version that ``stage`` has, or None where it is empty."""
-        entry = self.standing.get(stage)
-        return entry.version if entry else None
+    def extended(self, params: Mapping[str, str]) -> Chain:
+        """Return this chain with the entries that have come since; those that it has are not read again.
 
-    def moves(self, stage: str) -> list[Entry]:
-        """Return the entries that put a version into ``stage``, oldest first."""
-        return [entry for entry in self.entries if entry.stage == stage and entry.action in MOVES]
+        Raises
+        ------
+        LedgerError
+            Naming the first entry that was edited, removed or put out of order.
+        """
+        entries, hashes = list(self.entries), list(self.hashes)
+        strays, past, unread = dict.fromkeys(self.strays), self.number, 0
+        for key in sorted(params.keys() - {slot(0)}):
+            number = int(key) if len(key) == SLOT and key.isascii() and key.isdigit() else 0
+            if 0 < number <= past:
+                continue
+            try:
+                entry = Entry.from_json(params[key] if number else "")
+            except ValueError:
+                strays[key], unread = None, unread or number
+                continue
+            if entry.previous != (hashes[-1] if hashes else self.genesis):
+                if unread:
+                    raise self.broken(unread, "cannot be read")
+                if number > past + 1:
+                    raise self.broken(past + 1, "is missing or out of order")
+                raise self.broken(number, "does not follow from the entry before it")
+            if (entry.number, entry.label) != (number, f"{self.prefix}{number}"):
+                raise self.broken(number, "is missing or out of order")
+            past, unread = number, 0
+            entries.append(entry)
+            hashes.append(sha256(params[key]))
+        if entries and entries[-1].hash != hashes[-1]:  # of the others the entry after them holds the hash
+            raise self.broken(past, "is not written as this library writes it")
+        return replace(self, entries=tuple(entries), hashes=tuple(hashes), strays=tuple(strays))
 
-    def registration(self, version: int) -> Entry | None:
-        """Return the entry that registered ``version``: what its model and files are."""
-        entries = (entry for entry in self.entries if entry.version == version and entry.action == "register")
-        return next(entries, None)
-
-    def files(self, version: int) -> dict[str, Any]:
-        """Return which model files ``version`` was registered with; of one that never was, only its number."""
-        registration = self.registration(version)
-        return registration.files if registration else {"version": version}
-
-    def undo(self, stage: str) -> list[Entry]:
-        """Return the moves that a rollback can go back through: each rollback undoes what came after its target."""
-        stack: list[Entry] = []
-        for entry in self.moves(stage):
-            if entry.action == "rollback":
-                while stack and stack[-1].version != entry.version:
-                    stack.pop()
-            elif not stack or stack[-1].version != entry.version:
-                stack.append(entry)
-        return stack
+    def broken(self, number: int, reason: str) -> LedgerError:
+        """Return the error that names one of its entries."""
+        return LedgerError("broken", name=self.name, entry=f"{self.prefix}{number}", reason=reason)
 
 
 class Records(tuple[R, ...]):
@@ -163,15 +214,28 @@ class History(Records[Entry]):
 
     @property
     def head(self) -> str:
-        """Hash of the last entry; it changes with every entry."""
-        return self[-1].hash if self else GENESIS
+        """Label and hash of the last registration and of the last move, ``r3:… 7:…``; every entry changes it."""
+        last = {entry.is_registration: entry for entry in self}
+        return " ".join(f"{last[kind].label}:{last[kind].hash}" for kind in (True, False) if kind in last)
+
+    def __repr__(self) -> str:
+        """Return what people ask for, without the hashes that hold it together."""
+        return self.frame().loc[:, :"reason"].to_string(max_colwidth=60)
 
     def frame(self) -> pd.DataFrame:
-        """Return the entries, indexed by number, with every field; ``at`` is a UTC time, an absent version is <NA>."""
-        columns = [field.name for field in fields(Entry)]
-        frame = pd.DataFrame([vars(entry) for entry in self], columns=columns).set_index("number")
+        """Return the entries, indexed by label, with every field; ``at`` is a UTC time, an absent version is <NA>."""
+        first = ["entry", "action", "stage", "version", "from_version", "actor", "at", "reason", "verdict"]
+        columns = [*first, *(each.name for each in fields(Entry) if each.name not in (*first, "number"))]
+        rows = [{"entry": entry.label, **vars(entry)} for entry in self]
+        shown = [{name: visible(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows]
+        frame = pd.DataFrame(shown, columns=columns).set_index("entry")
         times = pd.to_datetime(frame["at"], format="ISO8601", utc=True)
         return frame.assign(at=times).astype({"from_version": "Int64"})
+
+
+def slot(number: int) -> str:
+    """Return the parameter that holds the entry of this number."""
+    return f"{number:0{SLOT}d}"
 
 
 def sha256(text: str) -> str:

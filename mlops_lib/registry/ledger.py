@@ -1,57 +1,66 @@
 """The append-only ledger: who moved what, when, why, on which evidence; and what every stage had at any time.
 
-Entry *n* is the parameter ``000001``, ``000002``, … of one MLflow run that belongs to the registered model. MLflow
-parameters are write-once under a unique key and cannot be deleted, so writing an entry is an atomic put-if-absent: of
-two that saw the same head, one wins and the other is told. Every entry repeats the hash of the one before, and the
-first one the hash of what the ledger belongs to (parameter ``000000``): this name, made at this moment. A model deleted
-and made again under its name therefore has another ledger, whatever is copied.
+It is two chains of entries (:mod:`mlops_lib.registry.entries`), so that a server's own permissions part those who train
+from those who promote: **registrations** stand in a run of the experiment ``NAME``, **moves** between stages in one of
+the experiment ``NAME.ledger``. Each move repeats the head of the registrations that its writer had seen, which puts
+both into one order.
 
-**Which run** is agreed upon by the name of an experiment, ``NAME.ledger.<moment of the model's creation>``: MLflow
-makes a name once, so of two that found a ledger at once one wins. Once a run has entries, it alone is the ledger;
-nothing that can be edited or deleted in MLflow's pages is needed to find it, and two such runs are an error, never a
-choice.
+Entry *n* of a chain is the parameter ``000001``, ``000002``, … of its run. MLflow parameters are write-once under a
+unique key and cannot be deleted, so writing an entry is an atomic put-if-absent: of two that saw the same head, one
+wins and the other is told. Every entry repeats the hash of the one before, and the first one the hash of what the chain
+belongs to (parameter ``000000``): this name, made at this moment. A model deleted and made again under its name
+therefore has another ledger, whatever is copied.
 
-Aliases, deletions and the note of the head are a *projection*: written after the entry, completed by the next look.
+**Which runs** is agreed upon by the name of an experiment, ``NAME.ledger.<moment of the model's creation>``: MLflow
+makes a name once, so of two that found a ledger at once one wins. Its tag holds both ids; nothing is searched for, and
+nothing chosen among several. What this client has seen once is remembered (:mod:`mlops_lib.registry.memory`), so that
+what is missing is never taken for empty.
+
+Aliases, deletions and the notes of the heads are a *projection*: written after the entry, completed by the next look.
 
 >>> history(project, "prod")  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from mlflow.entities import Run, ViewType
+from mlflow.entities import Run
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mlops_lib.data import reads
-from mlops_lib.errors import LedgerError, RefusedError
+from mlops_lib.errors import LedgerError, RefusedError, SignatureError, StoreError
+from mlops_lib.models import signing
 from mlops_lib.project import Project
-from mlops_lib.registry.entries import Entry, History, Ledger, sha256
+from mlops_lib.registry import memory
+from mlops_lib.registry.entries import Chain, Entry, History, sha256, slot
+from mlops_lib.registry.rules import Ledger, Rules, replay
 from mlops_lib.tracking import store
+from mlops_lib.wording import visible
 
-LEDGER_TAG = "mlops.ledger"  # on the experiment that claims a ledger: the id of its run
-HEAD_TAG = "mlops.ledger_head"  # number and hash of the last entry whose projection is complete
+LEDGER_TAG = "mlops.ledger"  # on the experiment that claims a ledger: the ids of its runs, registrations first
+HEAD_TAG = "mlops.ledger_head"  # on each run: number and hash of the last entry whose projection is complete
 REASON_LIMIT = 4000  # characters as JSON of what people write into an entry
 ENTRY_LIMIT = 5000  # bytes of an entry; MLflow's server cuts a parameter at 6000 without a word
+CLOCK_MIN = 10  # by how many minutes a clock may be ahead of the store's
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
 @store.translate_errors
 def read_ledger(project: Project) -> History:
-    """Return the ledger's entries in order, their chain of hashes checked.
+    """Return the ledger's entries in order, their chains of hashes and the rules checked.
 
     Raises
     ------
     LedgerError
-        Naming the first entry that was edited, removed or put out of order.
+        Naming the first entry that was edited, removed, put out of order or not allowed.
     """
     return History(open_ledger(project)[1].entries)
 
@@ -62,7 +71,7 @@ def history(project: Project, stage: str | None = None) -> History:
     if stage is not None:
         project.raise_for_stage(stage)
     client, ledger = open_ledger(project)
-    with store.ignore_codes("PERMISSION_DENIED"):  # of a reader of a shared server
+    if store.may_write(project.tracking_uri):
         follow(client, ledger)
     note_ledger(ledger)
     return History(entry for entry in ledger.entries if stage in (None, entry.stage))
@@ -84,8 +93,7 @@ def as_of(project: Project, time: datetime) -> dict[str, Entry | None]:
     """
     if time.utcoffset() is None:
         raise LedgerError("naive_time", time=str(time))
-    until = itertools.takewhile(lambda entry: entry.time <= time, read_ledger(project))
-    standing = Ledger(project.name, tuple(until)).standing
+    standing = replay(entry for entry in read_ledger(project) if entry.time <= time).standing
     return {stage: standing.get(stage) for stage in project.stages}
 
 
@@ -94,129 +102,176 @@ def note_ledger(ledger: Ledger) -> None:
     reads.note("ledger", ledger.name, History(ledger.entries).head)
 
 
-def open_ledger(project: Project) -> tuple[MlflowClient, Ledger]:
-    """Connect, and read the ledger once for all that an operation wants to know."""
-    client = store.connect(project.tracking_uri)
-    return client, find_ledger(project, client)
+def open_ledger(project: Project, *, with_moves: bool = True) -> tuple[MlflowClient, Ledger]:
+    """Connect, and read the ledger once for all that an operation wants to know; see :func:`find_ledger`."""
+    try:
+        client = store.connect(project.tracking_uri, create=False)
+    except StoreError as error:
+        if error.case == "missing":
+            memory.raise_for_missing(project, _empty(project.name, None))
+        raise
+    return client, find_ledger(project, client, with_moves=with_moves)
 
 
-def find_ledger(project: Project, client: MlflowClient) -> Ledger:
-    """Return the ledger as the store has it now; an empty one before anything was registered."""
+def find_ledger(project: Project, client: MlflowClient, *, with_moves: bool = True) -> Ledger:
+    """Return the ledger as the store has it now; an empty one before anything was registered.
+
+    Parameters
+    ----------
+    with_moves : bool
+        Without them only the registrations are read: what a version's files are, however broken the moves may be.
+    """
     model = None
     with store.ignore_codes("RESOURCE_DOES_NOT_EXIST"):
         model = client.get_registered_model(project.name)
+    ledger = _empty(project.name, model)
+    agreed = _agreed_runs(client, model) if model else None
+    if model and agreed:
+        chains = [replace(chain, run_id=run_id) for chain, run_id in zip(_chains(ledger), agreed, strict=True)]
+        ledger = replace(ledger, registrations=chains[0], moves=chains[1], aliases=model.aliases)
+        ledger = _read(project, client, ledger, with_moves=with_moves)
+    if with_moves:
+        memory.raise_for_missing(project, ledger)
+        memory.remember(project, ledger)
+    return ledger
+
+
+def _empty(name: str, model: RegisteredModel | None) -> Ledger:
+    """Return a ledger without entries, as it begins for this model; a name is no identity, a name and a moment are."""
     if model is None:
-        return Ledger(project.name)
-    ledger = Ledger(project.name, genesis=_genesis(model), aliases=model.aliases)
-    run = _find_run(client, model)
-    return _read_run(client, replace(ledger, run_id=run.info.run_id), run) if run else ledger
+        return Ledger(name, Chain(name, "r"), Chain(name))
+    genesis = [sha256(f"{name}\n{model.creation_timestamp}\n{kind}") for kind in ("registrations", "moves")]
+    return Ledger(name, Chain(name, "r", genesis[0]), Chain(name, "", genesis[1]), model.aliases)
 
 
-def _read_run(client: MlflowClient, ledger: Ledger, run: Run | None = None) -> Ledger:
-    """Return ``ledger`` with the entries that have come since; those that it has are not checked again."""
-    run = run or client.get_run(ledger.run_id)
-    noted, _, head = run.data.tags.get(HEAD_TAG, "0:").partition(":")
-    if not (noted.isascii() and noted.isdigit()):
-        raise _broken(ledger, len(ledger.entries), f"cannot be compared with the head '{noted[:20]}'")
-    number, entries = int(noted), _parse(ledger, run)
-    if number > len(entries):  # a database may answer with newer tags than entries: look again before saying so
-        entries = _parse(ledger, client.get_run(ledger.run_id))
-    if number > len(entries):
-        raise _broken(ledger, number, "is missing")
-    if number and entries[number - 1].hash != head:
-        raise _broken(ledger, number, "has been edited")
-    return replace(ledger, entries=entries, noted=number)
+def _chains(ledger: Ledger) -> tuple[Chain, Chain]:
+    return ledger.registrations, ledger.moves
 
 
-def _parse(ledger: Ledger, run: Run) -> tuple[Entry, ...]:
-    entries, head = list(ledger.entries), ledger.head
-    written = sorted((key, text) for key, text in run.data.params.items() if key != _slot(0))
-    for n, (key, text) in enumerate(written[len(entries) :], start=len(entries) + 1):
-        if key != _slot(n):
-            raise _broken(ledger, n, "is missing or out of order")
-        try:
-            entry = Entry(**json.loads(text))
-        except (ValueError, TypeError) as error:
-            raise _broken(ledger, n, "cannot be read") from error
-        if entry.number != n:
-            raise _broken(ledger, n, "is missing or out of order")
-        if n == len(written) and entry.to_json() != text:  # of the others the entry after them holds the hash
-            raise _broken(ledger, n, "is not written as this library writes it")
-        if entry.previous != head:
-            raise _broken(ledger, n, "does not follow from the entry before it")
-        head = sha256(text)
-        entries.append(entry)
-    return tuple(entries)
-
-
-def _broken(ledger: Ledger | RegisteredModel, entry: int, reason: str) -> LedgerError:
-    return LedgerError("broken", name=ledger.name, entry=entry, reason=reason)
-
-
-def _genesis(model: RegisteredModel) -> str:
-    """Return what parameter 000000 of this model's ledger holds: a name is no identity, a name and a moment are."""
-    return sha256(f"{model.name}\n{model.creation_timestamp}")
-
-
-def _find_run(client: MlflowClient, model: RegisteredModel) -> Run | None:
-    """Return the run that is this model's ledger: the one with entries, or else the one that was agreed upon."""
-    experiment = client.get_experiment_by_name(f"{model.name}.ledger")
-    runs: list[Run] = []
-    if experiment is not None:
-        mine = f"params.`{_slot(0)}` = '{_genesis(model)}'"
-        runs = client.search_runs([experiment.experiment_id], mine, run_view_type=ViewType.ALL, max_results=100)
-    written = [run for run in runs if len(run.data.params) > 1]
-    reason = ""
-    if len(written) > 1:
-        first, second = sorted(run.info.run_id for run in written)[:2]
-        reason = f"stands in two runs, '{first}' and '{second}' ('mlflow gc --run-ids' removes a deleted one for good)"
-    elif not written and (agreed := _agreed_run(client, model)):
-        with store.ignore_codes("RESOURCE_DOES_NOT_EXIST"):  # it may have been made and agreed upon after the search
-            written = [client.get_run(agreed)]
-        if not written or written[0].data.params.get(_slot(0)) != _genesis(model):
-            reason = f"belongs in run '{agreed}', which is gone or another model's"
-    if not reason and written and written[0].info.lifecycle_stage != "active":
-        reason = f"is in a deleted run ('mlflow runs restore --run-id {written[0].info.run_id}' brings it back)"
-    if reason:
-        raise _broken(model, 1, reason)
-    return written[0] if written else None
-
-
-def _agreed_run(client: MlflowClient, model: RegisteredModel) -> str | None:
+def _agreed_runs(client: MlflowClient, model: RegisteredModel) -> list[str] | None:
+    """Return the ids of the two runs that hold this model's ledger, or None before there are any."""
     claim = client.get_experiment_by_name(_claim(model))
-    return claim.tags.get(LEDGER_TAG) if claim is not None else None
+    if claim is None:
+        return None
+    ids = claim.tags.get(LEDGER_TAG, "").split()
+    if len(ids) != 2:
+        raise LedgerError("old", name=model.name, n_runs=len(ids))
+    return ids
 
 
 def _claim(model: RegisteredModel) -> str:
     return f"{model.name}.ledger.{model.creation_timestamp}"
 
 
+def _read(project: Project, client: MlflowClient, ledger: Ledger, *, with_moves: bool = True) -> Ledger:
+    """Return ``ledger`` with the entries that have come since; those that it has are not checked again.
+
+    Moves are read first: what they had seen is then among the registrations.
+    """
+    for chain in (ledger.moves, ledger.registrations) if with_moves else (ledger.registrations,):
+        ledger = ledger.with_chain(_read_chain(project, client, chain))
+    if with_moves:
+        _ = ledger.state  # replays the rules
+    return ledger
+
+
+def _read_chain(project: Project, client: MlflowClient, chain: Chain) -> Chain:
+    run = _get_run(client, chain)
+    noted, _, head = run.data.tags.get(HEAD_TAG, "0:").partition(":")
+    if not (noted.isascii() and noted.isdigit()):
+        raise chain.broken(chain.number, f"cannot be compared with the head '{noted[:20]}'")
+    number, found = int(noted), chain.extended(run.data.params)
+    if number > found.number:  # a database may answer with newer tags than entries: look again before saying so
+        found = chain.extended(_get_run(client, chain).data.params)
+    if number > found.number:
+        raise chain.broken(number, "is missing")
+    if number and found.hash_of(number) != head:
+        raise chain.broken(number, "has been edited")
+    _raise_for_signatures(project, found, since=chain.number)
+    return replace(found, noted=number)
+
+
+def _get_run(client: MlflowClient, chain: Chain) -> Run:
+    run, reason = None, ""
+    with store.ignore_codes(*store.MISSING):
+        run = client.get_run(chain.run_id)
+    if run is None or run.data.params.get(slot(0)) != chain.genesis:
+        reason = f"belongs in run '{chain.run_id}', which is gone or another model's"
+    elif run.info.lifecycle_stage != "active":
+        reason = f"is in a deleted run ('mlflow runs restore --run-id {chain.run_id}' brings it back)"
+    if reason:
+        raise chain.broken(1, reason)
+    assert run is not None
+    return run
+
+
+def _raise_for_signatures(project: Project, chain: Chain, *, since: int) -> None:
+    """Raise ``LedgerError`` unless all entries from the first signed one on are signed by a key that is trusted.
+
+    What is before it is covered by its hash. A project that trusts no keys asks for none.
+    """
+    if not project.trusted_keys:
+        return
+    first = next((entry.number for entry in chain.entries if entry.signature), None)
+    for entry in chain.entries:
+        if first is not None and entry.number >= max(first, since + 1):
+            try:
+                signing.raise_for_signature(
+                    _signed_text(chain, entry), entry.signature, project.trusted_keys, subject=f"Entry {entry.label}"
+                )
+            except SignatureError as error:
+                raise chain.broken(entry.number, error.facts["reason"]) from error
+
+
+def _signed_text(chain: Chain, entry: Entry) -> str:
+    return f"mlops entry v1\n{chain.name}\n{replace(entry, signature='').to_json()}"
+
+
 # --- writing -----------------------------------------------------------------------------------------------------
+
+
+@store.translate_errors
+def found(project: Project) -> tuple[str, str]:
+    """Make the registered model and its ledger, if there are none; return the ids of its two runs.
+
+    The first registration does so by itself. On a server with accounts whoever founds may do everything with both
+    chains, so somebody who promotes does it first and then lets trainers write registrations (docs/team-server.md).
+
+    Raises
+    ------
+    LedgerError, StoreError
+    """
+    ledger = ensure_ledger(project, store.connect(project.tracking_uri))
+    return ledger.registrations.run_id, ledger.moves.run_id
 
 
 def ensure_ledger(project: Project, client: MlflowClient) -> Ledger:
     """Make the registered model and its ledger where they are missing; read the ledger.
 
-    The run is made first and then agreed upon by making an experiment of a name that only one can make, so that two
+    The runs are made first and then agreed upon by making an experiment of a name that only one can make, so that two
     adopters of a model that a stock tool registered end with one ledger.
     """
     ledger = find_ledger(project, client)
-    if ledger.run_id:
+    if ledger.moves.run_id:
         return ledger
     with store.ignore_codes("RESOURCE_ALREADY_EXISTS"):
         client.create_registered_model(project.name)
     model = client.get_registered_model(project.name)
-    experiment_id = store.get_experiment_id(client, project.tracking_uri, f"{project.name}.ledger")
-    run_id = client.create_run(experiment_id, run_name="ledger", tags={"mlflow.user": project.actor}).info.run_id
-    client.log_param(run_id, _slot(0), _genesis(model))
-    client.set_terminated(run_id)
+    made = []
+    for chain, experiment in zip(_chains(_empty(project.name, model)), ("", ".ledger"), strict=True):
+        experiment_id = store.get_experiment_id(client, project.tracking_uri, f"{project.name}{experiment}")
+        name = f"ledger of {'moves' if experiment else 'registrations'}"
+        run_id = client.create_run(experiment_id, run_name=name, tags={"mlflow.user": project.actor}).info.run_id
+        client.log_param(run_id, slot(0), chain.genesis)
+        client.set_terminated(run_id)
+        made.append(run_id)
     root = store.artifact_root(project.tracking_uri)
     location = f"{root}/{project.name}.ledger" if root else None
     with store.ignore_codes("RESOURCE_ALREADY_EXISTS"):
-        client.create_experiment(_claim(model), artifact_location=location, tags={LEDGER_TAG: run_id})
-    if _agreed_run(client, model) == run_id:
-        return Ledger(project.name, (), run_id, _genesis(model), 0, model.aliases)
-    client.delete_run(run_id)  # another process was faster
+        client.create_experiment(_claim(model), artifact_location=location, tags={LEDGER_TAG: " ".join(made)})
+    if _agreed_runs(client, model) != made:
+        for run_id in made:
+            client.delete_run(run_id)  # another process was faster
     return find_ledger(project, client)
 
 
@@ -235,18 +290,23 @@ def append(project: Project, client: MlflowClient, ledger: Ledger, draft: Entry 
     RefusedError, LedgerError
         Nothing was changed by this call.
     """
+    store.raise_for_read_only(project.tracking_uri)
+    if not ledger.moves.run_id:
+        ledger = ensure_ledger(project, client)
     while True:
         entry, after = _write(project, client, ledger, draft if isinstance(draft, Entry) else draft(ledger))
-        written = after.entries[entry.number - 1]  # with the same operation id: this one, though its answer was lost
-        if written.repeats(entry) or isinstance(draft, Entry):
+        # What came next; with the same operation id it is this one, though its answer was lost.
+        written = next((each for each in after.chain_of(entry).entries if each.number >= entry.number), None)
+        if written and (written.repeats(entry) or isinstance(draft, Entry)):
             break
-        ledger = after
+        ledger = after  # somebody was faster, or something that is no entry has taken the place
     model = client.get_registered_model(project.name)
     if not written.repeats(entry):
         winner = str(written)
-    elif _genesis(model) != after.genesis:  # what was written stays behind in the ledger of the model that is gone
-        winner = "the model was deleted and made again"
+    elif _empty(project.name, model).moves.genesis != after.moves.genesis:
+        winner = "the model was deleted and made again"  # what was written stays in the ledger of the one that is gone
     else:
+        memory.remember(project, after)
         follow(client, replace(after, aliases=model.aliases))
         return written
     action = f"{entry.action} {entry.stage or entry.version}"
@@ -255,46 +315,63 @@ def append(project: Project, client: MlflowClient, ledger: Ledger, draft: Entry 
 
 def _write(project: Project, client: MlflowClient, ledger: Ledger, draft: Entry) -> tuple[Entry, Ledger]:
     """Write the entry that follows ``ledger``, if nobody else has written one since; return it and the ledger now."""
-    if not ledger.run_id:
-        ledger = ensure_ledger(project, client)
-    now = max([datetime.now(UTC), *(last.time for last in ledger.entries[-1:])])
+    chain, sign = ledger.chain_of(draft), signing.read_signer(project.signing_key)
+    now = datetime.now(UTC)
+    if (ahead := now - store.read_clock(project.tracking_uri)).total_seconds() > 60 * CLOCK_MIN:
+        raise LedgerError("clock", minutes=round(ahead.total_seconds() / 60), limit=CLOCK_MIN)
     entry = replace(
         draft,
-        number=len(ledger.entries) + 1,
+        seen="" if draft.is_registration else ledger.registrations.head,
+        rules="" if draft.is_registration else Rules.of(project).to_text(),
+        number=chain.free,
         operation=draft.operation or uuid.uuid4().hex,
-        previous=ledger.head,
+        previous=chain.head,
         actor=project.actor,
-        at=now.isoformat(timespec="microseconds"),
+        at=max([now, *(last.time for last in ledger.entries[-1:])]).isoformat(timespec="microseconds"),
     )
+    if sign:
+        entry = replace(entry, signature=sign(_signed_text(chain, entry)))
+    elif project.trusted_keys and any(each.signature for each in chain.entries):
+        raise SignatureError("untrusted", subject=f"Entry {entry.label}", reason="has no signature")
     text = entry.to_json()
     if len(text) > ENTRY_LIMIT:
         raise LedgerError("long_reason", n_characters=len(text), limit=ENTRY_LIMIT)
+    failed = None
     try:
-        client.log_param(ledger.run_id, _slot(entry.number), text)
-    except MlflowException:  # somebody was faster, or the answer was lost: what stands there tells
-        after = _read_run(client, ledger)
-        if len(after.entries) < entry.number:
-            raise
-    else:
-        after = _read_run(client, ledger)
+        client.log_param(chain.run_id, slot(entry.number), text)
+    except MlflowException as error:  # somebody was faster, or the answer was lost: what stands there tells
+        failed = error
+    after = _read(project, client, ledger)
+    if (
+        failed
+        and after.chain_of(entry).number < entry.number
+        and slot(entry.number) not in after.chain_of(entry).strays
+    ):
+        raise failed
     return entry, after
 
 
 def follow(client: MlflowClient, ledger: Ledger) -> tuple[str, ...]:
-    """Complete what follows from the ledger: deletions, aliases, the note of its head. Return what was not so."""
+    """Complete what follows from the ledger: deletions, aliases, the notes of its heads. Return what was not so.
+
+    What this account may not write is left to somebody who may.
+    """
     done = []
-    for entry in ledger.entries[ledger.noted :]:
-        if entry.action == "delete":
-            with store.ignore_codes("RESOURCE_DOES_NOT_EXIST"):
+    for entry in ledger.moves.entries:
+        if entry.number > ledger.moves.noted and entry.action == "delete":
+            with store.ignore_codes("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
                 client.delete_model_version(ledger.name, str(entry.version))
                 done.append(f"version {entry.version}")
-    for stage, entry in ledger.standing.items():
+    for stage, entry in ledger.state.standing.items():
         if str(ledger.aliases.get(stage)) != str(entry.version):
-            with store.ignore_codes("RESOURCE_DOES_NOT_EXIST"):  # deleted behind the ledger's back: check_store tells
+            # One that was deleted behind the ledger's back has no alias: check_store tells.
+            with store.ignore_codes("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
                 _set(client.set_registered_model_alias, ledger.name, stage, str(entry.version))
                 done.append(stage)
-    if ledger.entries and ledger.noted != len(ledger.entries):
-        _set(client.set_tag, ledger.run_id, HEAD_TAG, f"{len(ledger.entries)}:{ledger.head}")
+    for chain in _chains(ledger):
+        if chain.entries and chain.noted != chain.number:
+            with store.ignore_codes("PERMISSION_DENIED"):
+                _set(client.set_tag, chain.run_id, HEAD_TAG, f"{chain.number}:{chain.head}")
     return tuple(done)
 
 
@@ -308,12 +385,11 @@ def _set(call: Callable[..., object], *arguments: str) -> None:
         call(*arguments)
 
 
-def raise_for_length(project: Project, reason: str, operation: str | None = None) -> None:
-    """Raise ``LedgerError`` unless what people wrote fits into an entry; the rest of it has a fixed length."""
+def raise_for_words(project: Project, reason: str, operation: str | None = None) -> None:
+    """Raise ``LedgerError`` unless what people wrote can stand in an entry: short enough, and all of it to be seen."""
+    for word, text in (("reason", reason), ("actor", project.actor), ("operation", operation or "")):
+        if visible(text, keep="\n\t") != text:
+            raise LedgerError("unseen", word=word, text=visible(text)[:200])
     n_characters = len(json.dumps(reason)) + len(json.dumps(project.actor)) + len(json.dumps(operation))
     if n_characters > REASON_LIMIT:
         raise LedgerError("long_reason", n_characters=n_characters, limit=REASON_LIMIT)
-
-
-def _slot(number: int) -> str:
-    return f"{number:06d}"

@@ -37,7 +37,7 @@ def log_verdict(project: Project, version: int, verdict: Report) -> str:
 
     Each is counted: who tries samples until one passes leaves the number of them in the history.
     """
-    client = store.connect(project.tracking_uri)
+    client = store.connect(project.tracking_uri, create=False)
     run = mlflow.active_run()
     if run is None:
         raise ValueError("a verdict is logged inside `with tracking.start_run(project)`")
@@ -60,13 +60,13 @@ def read_count(model_version: ModelVersion) -> int:
 @store.translate_errors
 def count_verdicts(project: Project, version: int) -> int:
     """Return how many verdicts were logged for a version."""
-    return read_count(store.connect(project.tracking_uri).get_model_version(project.name, str(version)))
+    return read_count(store.connect(project.tracking_uri, create=False).get_model_version(project.name, str(version)))
 
 
 @store.translate_errors
 def load_verdict(project: Project, version: int) -> Report | None:
     """Return the verdict that was last logged for a version, or None."""
-    client = store.connect(project.tracking_uri)
+    client = store.connect(project.tracking_uri, create=False)
     return read_verdict(client, client.get_model_version(project.name, str(version)))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from urllib.parse import urlsplit
 
 import mlflow
@@ -25,15 +26,21 @@ from sqlalchemy import NullPool, create_engine, text
 from mlops_lib import models
 from mlops_lib.errors import LedgerError, MlopsError, ModelFileError, SignatureError
 from mlops_lib.project import Project
-from mlops_lib.registry.entries import Entry, Ledger
-from mlops_lib.registry.ledger import find_ledger, follow
+from mlops_lib.registry.entries import Chain, Entry, History
+from mlops_lib.registry.ledger import CLOCK_MIN, find_ledger, follow
+from mlops_lib.registry.rules import Ledger, Rules
 from mlops_lib.registry.versions import find_run_state, resolve, search_versions, verify_files
 from mlops_lib.report import Report, Row
 from mlops_lib.tracking import liveness, store
+from mlops_lib.wording import listed, visible
+
+SHORT = 12  # characters of a hash that tell entries apart
 
 
 @store.translate_errors
-def check_store(project: Project, version: int | str | None = None, *, everything: bool = False) -> Report:
+def check_store(
+    project: Project, version: int | str | None = None, *, everything: bool = False, heads: Sequence[str] = ()
+) -> Report:
     """Check the project's store, its ledger, versions, aliases and runs.
 
     A projection that a killed command left behind is a failure here until somebody looks (``mlops history``). Versions
@@ -45,6 +52,9 @@ def check_store(project: Project, version: int | str | None = None, *, everythin
         The version (by number or stage) whose files are compared with their manifest; by default each that a stage has.
     everything : bool
         Compare the files of every version.
+    heads : sequence of str
+        Entries that have to be there, ``LABEL:HASH`` as ``history`` ends with: what was noted elsewhere finds what fits
+        its own hashes, such as an old database that was put back.
 
     Returns
     -------
@@ -53,7 +63,7 @@ def check_store(project: Project, version: int | str | None = None, *, everythin
     """
     title = f"Store of '{project.name}'"
     try:
-        client = store.connect(project.tracking_uri)
+        client = store.connect(project.tracking_uri, create=False)
     except MlopsError as error:
         return Report(title, (_row("store", None, "reachable, schema of this MLflow", str(error)),))
     stored = {int(each.version): each for each in search_versions(project)}
@@ -61,24 +71,27 @@ def check_store(project: Project, version: int | str | None = None, *, everythin
     try:
         ledger = find_ledger(project, client)
     except LedgerError as error:
-        rows.append(_row("chain", None, "hashes follow", str(error)))
-        ledger = Ledger(project.name)  # of a broken one nothing counts: the versions say what is registered
+        rows.append(_row("chain", None, "hashes follow, rules held", str(error)))
+        # Of a broken one nothing counts: the versions say what is registered.
+        ledger = Ledger(project.name, Chain(project.name, "r"), Chain(project.name))
     else:
         rows += _check_ledger(project, ledger, stored)
+        rows += [_check_head(ledger, head) for head in heads]
         if not everything:
-            numbers = sorted({entry.version for name, entry in ledger.standing.items() if name in project.stages})
+            numbers = sorted({entry.version for name, entry in ledger.state.standing.items() if name in project.stages})
     if version is not None:
         numbers = [resolve(project, version)]
     rows += [row for number in numbers for row in _check_version(project, client, ledger, number, stored.get(number))]
     rows += _check_runs(client, _find_experiments(project, client))
-    return Report(title, tuple(rows), {"store": store.without_password(project.tracking_uri), "versions": numbers})
+    facts = {"store": store.without_password(project.tracking_uri), "versions": numbers}
+    return Report(title, tuple(rows), {**facts, "head": History(ledger.entries).head or "none"})
 
 
 @store.translate_errors
 def repair_store(project: Project) -> tuple[str, ...]:
     """Repair what can be repaired without losing anything; return what was done, a sentence each."""
-    client = store.connect(project.tracking_uri)
-    done = []
+    client = store.connect(project.tracking_uri, create=False)
+    done = store.relocate_artifacts(project.tracking_uri)
     with contextlib.suppress(LedgerError):  # its aliases are left as they are; the check names it
         done += [f"{what} follows the ledger again" for what in follow(client, find_ledger(project, client))]
     experiments = _find_experiments(project, client)
@@ -115,12 +128,25 @@ def _check_database(uri: str) -> Row:
 
 def _check_ledger(project: Project, ledger: Ledger, stored: Mapping[int, ModelVersion]) -> Iterator[Row]:
     """Yield a row for the chain, its head, each alias, each version that is not as registered, and the others."""
-    n_entries = len(ledger.entries)
-    yield _row("chain", n_entries, "hashes follow")
-    reason = "a command was cut off; 'mlops history' completes it" if ledger.noted != n_entries else ""
-    yield _row("head", ledger.noted, f"noted up to {n_entries}", reason)
+    chains = (ledger.registrations, ledger.moves)
+    yield _row("chain", len(ledger.entries), "hashes follow, rules held")
+    noted, numbers = [tuple(getattr(chain, what) for chain in chains) for what in ("noted", "number")]
+    reason = "a command was cut off; 'mlops history' completes it" if noted != numbers else ""
+    yield _row("head", f"r{noted[0]}, {noted[1]}", f"noted up to r{numbers[0]}, {numbers[1]}", reason)
+    strays = [f"'{visible(key)[:40]}'" for chain in chains for key in chain.strays]
+    if strays:
+        reason = f"{listed(strays)}: no entries, written by other hands, and passed over"
+        yield Row("stray parameters", len(strays), "none", "passed", reason)
+    others = [move.label for move in ledger.moves.entries if move.rules != Rules.of(project).to_text()]
+    if others:
+        reason = f"made under other stages or approvals than the project has now: {listed(others)}"
+        yield Row("rules of moves", len(others), "the project's", "passed", reason)
+    clock = store.read_clock(project.tracking_uri) + timedelta(minutes=CLOCK_MIN)
+    ahead = [entry.label for entry in ledger.entries if entry.time > clock]
+    if ahead:
+        yield Row("times", len(ahead), "none in the future", "passed", f"a clock was ahead: {listed(ahead)}")
     for stage in project.stages:
-        alias, current = int(ledger.aliases.get(stage, 0)) or None, ledger.current(stage)
+        alias, current = int(ledger.aliases.get(stage, 0)) or None, ledger.state.current(stage)
         if alias is None and current is None:
             yield Row(f"alias {stage}", None, "none", "not_applicable", "empty")
         elif current is None:
@@ -128,19 +154,29 @@ def _check_ledger(project: Project, ledger: Ledger, stored: Mapping[int, ModelVe
         else:
             reason = "moved by other hands or cut off; 'mlops history' puts it right" if alias != current else ""
             yield _row(f"alias {stage}", alias, f"version {current}", reason)
-    registered = {entry.version: entry for entry in ledger.entries if entry.action == "register"}
+    registered = ledger.state.registered
     n_sound = 0
     for number, entry in sorted(registered.items()):
-        limit, reason = _find_fault(entry, stored.get(number), number in ledger.deleted)
+        limit, reason = _find_fault(entry, stored.get(number), number in ledger.state.deleted)
         if reason:
             yield _row(f"version {number}", None, limit, reason)
-        elif number not in ledger.deleted:
+        elif number not in ledger.state.deleted:
             n_sound += 1
-    for number in sorted(set(stored) - set(registered) - ledger.deleted):
+    for number in sorted(set(stored) - set(registered) - ledger.state.deleted):
         reason = "not in the ledger: registered by another tool, or by a command that was cut off"
         yield Row(f"version {number}", None, "registered here", "not_applicable", reason)
     if n_sound:
         yield _row("versions", n_sound, "as registered")
+
+
+def _check_head(ledger: Ledger, head: str) -> Row:
+    """Return whether the entry that was noted elsewhere is still there."""
+    label, _, noted = head.partition(":")
+    chain, digits = (ledger.registrations if label.startswith("r") else ledger.moves), label.removeprefix("r")
+    found = chain.hash_of(int(digits)) if digits.isascii() and digits.isdigit() else None
+    is_same = found is not None and len(noted) >= SHORT and found.startswith(noted)
+    reason = "" if is_same else "it is missing" if found is None else "it is another one"
+    return _row(f"entry {label}", None, f"hash {noted[:12]}", reason)
 
 
 def _find_fault(entry: Entry, stored: ModelVersion | None, is_deleted: bool) -> tuple[str, str]:

@@ -22,11 +22,12 @@ from mlflow.tracking import MlflowClient
 
 from mlops_lib import models
 from mlops_lib.data import reads
-from mlops_lib.errors import ModelError, ModelFileError, NotFoundError, QualityError
+from mlops_lib.errors import LedgerError, ModelError, ModelFileError, NotFoundError, QualityError
 from mlops_lib.models import signing
 from mlops_lib.project import Project
-from mlops_lib.registry.entries import Entry, Ledger, Records
-from mlops_lib.registry.ledger import append, ensure_ledger, note_ledger, open_ledger, raise_for_length, read_ledger
+from mlops_lib.registry.entries import Entry, Records
+from mlops_lib.registry.ledger import append, ensure_ledger, note_ledger, open_ledger, raise_for_words
+from mlops_lib.registry.rules import Ledger
 from mlops_lib.task import Task
 from mlops_lib.tracking import store
 
@@ -120,11 +121,12 @@ def register(
     RefusedError
         The model was deleted and made again meanwhile; the new one is as it was.
     """
-    raise_for_length(project, description)
+    raise_for_words(project, description)
     for metric, value in (metrics or {}).items():
         if not math.isfinite(float(value)):
             raise QualityError("metric", name=metric, value=value)
-    client = store.connect(project.tracking_uri)
+    client = store.connect(project.tracking_uri, create=False)
+    store.raise_for_read_only(project.tracking_uri)
     model = _find_finished(client, model_uri)
     name, stage, manifest = f"Model '{model.model_id}'", project.stages[0], json.loads(model.tags[models.MANIFEST_TAG])
     digest = _raise_for_files(model.model_id, manifest, name)
@@ -151,7 +153,7 @@ def register(
 
     def enter(ledger: Ledger) -> Entry:  # another registration only moves the stage on: follow it
         entry = Entry(action="register", stage=stage, reason=reason, operation=operation, **files)
-        return replace(entry, from_version=ledger.current(stage))
+        return replace(entry, from_version=ledger.state.current(stage))
 
     return _version(project, registered, {stage: append(project, client, ledger, enter)})
 
@@ -187,7 +189,7 @@ def list_versions(project: Project) -> Versions:
     """Return every version, newest first, with the stages it is in."""
     _, ledger = open_ledger(project)
     note_ledger(ledger)
-    standing = ledger.standing
+    standing = ledger.state.standing
     versions = (_version(project, stored, standing) for stored in search_versions(project))
     return Versions(sorted(versions, key=lambda version: -version.version))
 
@@ -207,16 +209,16 @@ def get_version(project: Project, version: int | str) -> Version:
     NotFoundError
     """
     client, ledger = open_ledger(project)
-    return _version(project, find(project, client, ledger, version), ledger.standing)
+    return _version(project, find(project, client, ledger, version), ledger.state.standing)
 
 
 def find(project: Project, client: MlflowClient, ledger: Ledger, version: int | str) -> ModelVersion:
     """Return what the store has of a version; one that the ledger has deleted is not there, even if its end was cut."""
     number = resolve(project, version, ledger)
-    if number not in ledger.deleted:
+    if number not in ledger.state.deleted:
         with store.ignore_codes(*store.MISSING):
             return client.get_model_version(project.name, str(number))
-    known = sorted({int(stored.version) for stored in search_versions(project)} - ledger.deleted)
+    known = sorted({int(stored.version) for stored in search_versions(project)} - ledger.state.deleted)
     raise NotFoundError("version", name=project.name, version=str(version), versions=tuple(known))
 
 
@@ -226,7 +228,7 @@ def resolve(project: Project, version: int | str, ledger: Ledger | None = None) 
         return int(version)
     stage = str(version)
     project.raise_for_stage(stage)
-    standing = (ledger or Ledger(project.name, read_ledger(project))).standing
+    standing = (ledger or open_ledger(project)[1]).state.standing
     if stage not in standing:
         filled = tuple(s for s in project.stages if s in standing)
         raise NotFoundError("version_in_stage", name=project.name, stage=stage, filled=filled)
@@ -234,10 +236,18 @@ def resolve(project: Project, version: int | str, ledger: Ledger | None = None) 
     return standing[stage].version
 
 
+def standing(project: Project) -> dict[str, Entry | None]:
+    """Return for each stage the move that put its present version there, or None where it is empty."""
+    found = open_ledger(project)[1].state.standing
+    for stage in project.stages:
+        reads.note("stage", stage, found[stage].version if stage in found else None)
+    return {stage: found.get(stage) for stage in project.stages}
+
+
 def current(project: Project, stage: str) -> int | None:
     """Return the version that ``stage`` points to, or None."""
     project.raise_for_stage(stage)
-    version = Ledger(project.name, read_ledger(project)).current(stage)
+    version = open_ledger(project)[1].state.current(stage)
     reads.note("stage", stage, version)
     return version
 
@@ -261,7 +271,7 @@ def _version(project: Project, model_version: ModelVersion, standing: Mapping[st
 @store.translate_errors
 def read_lineage(project: Project, version: Version) -> dict[str, str]:
     """Return where a version came from: run, task, notebook, commit, lock, inputs with fingerprints, parameters."""
-    run = store.connect(project.tracking_uri).get_run(version.run_id)
+    run = store.connect(project.tracking_uri, create=False).get_run(version.run_id)
     ours = ("mlops.task", "mlops.notebook", "mlops.commit", "mlops.dirty", "mlops.lock", "mlops.actor", "mlops.input.")
     tags = {k.removeprefix("mlops."): v for k, v in sorted(run.data.tags.items()) if k.startswith(ours)}
     params = {f"param.{name}": value for name, value in sorted(run.data.params.items())}
@@ -285,7 +295,12 @@ def load_model(project: Project, version: int | str, *, folder: Path | None = No
     ModelFileError, ModelError, NotFoundError
         Nothing was loaded.
     """
-    client, ledger = open_ledger(project)
+    try:
+        client, ledger = open_ledger(project)
+    except LedgerError:
+        if str(version) in project.stages:
+            raise
+        client, ledger = open_ledger(project, with_moves=False)  # a number needs no more than its registration
     stored = find(project, client, ledger, version)
     name, model_id, manifest = _read_registered(project, stored, ledger)
     with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="mlops-") as place:
@@ -323,7 +338,7 @@ def _raise_for_signature(project: Project, digest: str, tags: Mapping[str, str],
 def _read_registered(project: Project, model_version: ModelVersion, ledger: Ledger) -> tuple[str, str, dict[str, Any]]:
     """Return a version's name for messages, its model and its manifest, all of them as they were registered."""
     name = f"Version {model_version.version} of '{project.name}'"
-    tags, files = model_version.tags, ledger.files(int(model_version.version))
+    tags, files = model_version.tags, ledger.state.files(int(model_version.version))
     manifest: dict[str, Any] = {}
     reason = ""
     try:

@@ -21,6 +21,8 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -32,6 +34,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.tracking import MlflowClient
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -41,6 +45,14 @@ from mlops_lib.project import Project, sqlite_uri
 CONNECT_TIMEOUT_S = 5.0
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of what is not there: the latter for a malformed id
 BUILDING_LOCK = 0x6D6C6F7073  # key of the advisory lock, per database; "mlops" in ASCII
+# Columns of MLflow's database that say where artifacts are.
+LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 # Databases that this process has examined: a file is its URI and inode, so one that was replaced is examined again.
 _examined: set[tuple[str, int]] = set()
 
@@ -48,13 +60,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def connect(uri: str) -> MlflowClient:
+def connect(uri: str, *, create: bool = True) -> MlflowClient:
     """Return a client of the store at ``uri`` and make it MLflow's own, unless a run is open, which may be elsewhere.
 
     Parameters
     ----------
     uri : str
-        ``sqlite:////absolute/path``, ``postgresql+…://…`` or ``http(s)://…``. A fresh SQLite file is created, safely.
+        ``sqlite:////absolute/path``, ``postgresql+…://…`` or ``http(s)://…``.
+    create : bool
+        A SQLite file that is missing is created, safely, and one that cannot be written is refused. Who only reads
+        creates nothing, and needs no more than to read.
 
     Raises
     ------
@@ -67,9 +82,12 @@ def connect(uri: str) -> MlflowClient:
     if path is not None:
         if not path.is_absolute():
             raise _unreachable(uri, "a SQLite path must be absolute, or it moves with the working folder")
-        _create_sqlite(path, uri)
-        if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-            raise StoreError("read_only", uri=uri)
+        if create:
+            _create_sqlite(path, uri)
+        elif not path.exists():
+            raise StoreError("missing", uri=uri)
+        if create:
+            raise_for_read_only(uri)
         database = (uri, path.stat().st_ino)
         if database not in _examined:
             _raise_for_sqlite(path, uri)
@@ -85,6 +103,30 @@ def connect(uri: str) -> MlflowClient:
                 MlflowClient(uri, uri).search_experiments(max_results=1)
             _examined.add(database)
         return MlflowClient(uri, uri)
+
+
+def may_write(uri: str) -> bool:
+    """Return whether this user may write to a SQLite store and beside it; of any other store the store says so."""
+    path = sqlite_path(uri)
+    return path is None or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+
+
+def raise_for_read_only(uri: str) -> None:
+    """Raise ``StoreError`` unless :func:`may_write`."""
+    if not may_write(uri):
+        raise StoreError("read_only", uri=uri)
+
+
+def read_clock(uri: str) -> datetime:
+    """Return the time that the store's own clock has: a server's, a database's, or this machine's for a file."""
+    if urlsplit(uri).scheme in ("http", "https"):
+        answer = http_request(get_default_host_creds(uri), "/health", "GET")
+        return parsedate_to_datetime(answer.headers["Date"]) if "Date" in answer.headers else datetime.now(UTC)
+    if sqlite_path(uri) is None:
+        with create_engine(uri, poolclass=NullPool).connect() as connection:
+            now: datetime = connection.execute(text("select current_timestamp")).scalar_one()
+            return now.astimezone(UTC)
+    return datetime.now(UTC)
 
 
 def _use(uri: str) -> None:
@@ -104,6 +146,8 @@ def get_experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     if experiment is not None:
         if experiment.lifecycle_stage == "deleted":
             raise StoreError("deleted", name=name, uri=without_password(uri), experiment_id=experiment.experiment_id)
+        if root := _moved_root(uri, str(experiment.artifact_location)):
+            raise StoreError("moved", location=root, uri=uri)
         return str(experiment.experiment_id)
     root = artifact_root(uri)
     with ignore_codes("RESOURCE_ALREADY_EXISTS"):
@@ -155,6 +199,39 @@ def artifact_root(uri: str) -> str | None:
     """Return where artifacts of a SQLite store go (beside it), or None where a server decides."""
     path = sqlite_path(uri)
     return (path.parent / "mlartifacts").as_uri() if path is not None else None
+
+
+def find_moved_roots(uri: str) -> list[str]:
+    """Return the folders of artifacts that a SQLite store names and that are gone: the store's own was moved."""
+    path = sqlite_path(uri)
+    if path is None or not path.exists():
+        return []
+    with contextlib.closing(sqlite3.connect(path, timeout=20)) as database:
+        # Experiment 0 is MLflow's own and has nothing of ours.
+        found = database.execute("select artifact_location from experiments where experiment_id != 0")
+        locations = [location for (location,) in found]
+    return sorted({root for location in locations if (root := _moved_root(uri, location or ""))})
+
+
+def _moved_root(uri: str, location: str) -> str | None:
+    """Return the folder of artifacts that a location names, if it is gone and the SQLite store has another by now."""
+    root, here = location.partition("/mlartifacts")[0] + "/mlartifacts", artifact_root(uri)
+    if here is None or root == here or not location.startswith((f"{root}/", root)) or not root.startswith("file:///"):
+        return None
+    return None if Path(unquote(urlsplit(root).path)).exists() else root
+
+
+def relocate_artifacts(uri: str) -> list[str]:
+    """Let a SQLite store whose folder was moved or renamed find its artifacts beside it; return what was done."""
+    here, gone = str(artifact_root(uri)), find_moved_roots(uri)
+    with contextlib.closing(sqlite3.connect(sqlite_path(uri) or ":memory:", timeout=20)) as database, database:
+        for root in gone:
+            for table, column in LOCATIONS:
+                database.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
+                    (here, len(root) + 1, len(root) + 1, f"{root}/"),
+                )
+    return [f"artifacts are looked for in '{here}', no longer in '{root}', which is gone" for root in gone]
 
 
 @contextlib.contextmanager
@@ -277,7 +354,8 @@ def _close_in_forks() -> None:
 def _raise_for_sqlite(path: Path, uri: str) -> None:
     try:
         # Writable, since a process that was killed while it wrote leaves a journal that has to be rolled back.
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=20)) as database:
+        mode = "rw" if may_write(uri) else "ro"
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=20)) as database:
             tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
     except sqlite3.DatabaseError as error:
         raise _broken(path, uri, f"SQLite says: {error}") from error

@@ -15,7 +15,7 @@ import click
 import mlflow
 import pytest
 from click.testing import CliRunner, Result
-from conftest import make_rows, register_model
+from conftest import close_databases, make_rows, register_model
 
 from mlops_lib import cli, data, registry, tracking
 from mlops_lib.errors import NotFoundError
@@ -353,9 +353,13 @@ def test_a_read_only_store(mlops: Mlops, project: Project) -> None:
             pytest.skip("this user cannot mount a file read-only")
     try:
         result = mlops("promote", 1, "staging", "--force", "--reason", "test")
+        read = [mlops(*arguments) for arguments in (["models"], ["show", "dev"], ["history"], ["verify"])]
+        score = mlops("score", project.path("arrivals", "p1"), project.root / "out.parquet", "--stage", "dev")
     finally:
+        close_databases()
         subprocess.run(["umount", database], check=True)
     raise_for_error(result, 1, "is read-only for this user.")
+    assert [done.exit_code for done in (*read, score)] == [0] * 5, score.output
 
 
 def test_no_project(mlops: Mlops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

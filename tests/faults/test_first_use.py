@@ -187,6 +187,8 @@ def test_the_repair_that_is_named_for_a_database_that_mlflow_broke_works(
     repair = re.search(r"`(mv .+)`", said)
     assert repair
     subprocess.run(repair[1], shell=True, check=True)
+    assert diagnose() == "there is none yet: the first run makes it"
+    store.connect(uri_of(path))
     assert diagnose() == ""
     raise_for_integrity(path)
     assert path.with_name("mlflow.db.broken").exists()

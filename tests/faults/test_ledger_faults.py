@@ -52,7 +52,7 @@ def delete(project: Project) -> object:
 
 REFUSALS = (None, "freeze", "rollback", "version")
 OPERATIONS = (promote, rollback, register, register_first, freeze, approve, delete)
-N_WRITES = {promote: 3, rollback: 3, register: 4, register_first: 10, freeze: 2, approve: 2, delete: 3}
+N_WRITES = {promote: 3, rollback: 3, register: 4, register_first: 14, freeze: 2, approve: 2, delete: 3}
 
 
 @pytest.fixture(scope="module")

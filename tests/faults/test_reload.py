@@ -21,6 +21,7 @@ from mlops_lib import registry
 from mlops_lib.programs import service
 from mlops_lib.project import Project
 from mlops_lib.registry import Release
+from mlops_lib.tracking import store
 
 N_CLIENTS, N_RELOADS = 4, rounds(6, 20)
 ROW = {"color": "red", "size": 11.0, "weight": 5.0}
@@ -161,3 +162,17 @@ def test_it_looks_by_itself(project: Project, follower: service.Follower) -> Non
     with follower.looking(0.05):
         wait_until(lambda: follower.served.release.version == 2)
     assert not [thread for thread in threading.enumerate() if thread.name == "follower"]
+
+
+def test_a_model_made_again_with_the_numbers_of_the_old_one_is_noticed_by_its_digest(
+    project: Project, follower: service.Follower
+) -> None:
+    old = follower.served.release
+    store.connect(project.tracking_uri).delete_registered_model("toy")
+    made = register_model(project, C=0.05)
+    assert (made.version, made.digest == old.digest) == (old.version, False)
+    follower.look()
+    assert (follower.served.release.digest, "is empty" in follower.waiting) == (old.digest, True)
+    force_to_prod(project, 1)
+    follower.look()
+    assert (follower.served.release.version, follower.served.release.digest) == (1, made.digest)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from mlflow.entities import FileInfo
 from mlflow.tracking import MlflowClient
 from refusals import raises
-from stages import aliases, bring_to_prod, clone, force_to_prod, judge, ledger_of, standing
+from stages import aliases, bring_to_prod, clone, force_to_prod, judge, ledger_of, registrations_of, standing
 
 from mlops_lib import data, gates, models, registry, tracking
 from mlops_lib.errors import (
@@ -38,6 +38,7 @@ from mlops_lib.project import Project
 from mlops_lib.registry import ledger, moves, verdicts
 from mlops_lib.report import Report, Row
 from mlops_lib.tracking import store
+from mlops_lib.wording import visible
 
 # --- registering and finding -------------------------------------------------------------------------------------
 
@@ -50,7 +51,7 @@ def test_a_registered_model_is_version_1_in_dev(project: Project, version: regis
     (entry,) = registry.history(project)
     assert (entry.action, entry.stage, entry.version, entry.actor) == ("register", "dev", 1, "ada")
     assert entry.digest == version.digest
-    assert str(entry).startswith("#1 register dev → version 1 by ada at ")
+    assert str(entry).startswith("#r1 register dev → version 1 by ada at ")
 
 
 def test_versions_are_listed_newest_first_with_their_stages(project: Project, version: registry.Version) -> None:
@@ -590,16 +591,16 @@ def test_history_and_versions_are_tuples_that_a_notebook_shows_as_tables(project
     for records in (registry.history(project), registry.list_versions(project)):
         assert records == ()
         assert records.frame().empty, "with its columns, though there is nothing to show"
-    assert registry.history(project).head == "0" * 64
+    assert registry.history(project).head == ""
     first = register_model(project)
     second = registry.register(project, f"models:/{first.model_id}", metrics={"test_mae": 0.7})
     gates.promote(project, second.version, "staging", force=True, reason="first ever <3")
     entries, versions = registry.history(project), registry.list_versions(project)
     frame = entries.frame()
-    assert list(frame.index) == [entry.number for entry in entries] == [1, 2, 3]
-    assert [entry.hash for entry in entries][-1] == entries.head
+    assert list(frame.index) == [entry.label for entry in entries] == ["r1", "r2", "1"]
+    assert entries.head == f"r2:{entries[1].hash} 1:{entries[2].hash}"
     assert frame["at"].dt.tz is not None
-    assert frame.loc[2, "from_version"] == 1
+    assert frame.loc["r2", "from_version"] == 1
     assert frame["from_version"].isna().tolist() == [True, False, True]
     assert "first ever &lt;3" in entries._repr_html_()
     assert "first ever <3" in repr(entries)
@@ -620,31 +621,45 @@ def write_sql(project: Project, statement: str, *values: object) -> None:
         assert database.execute(statement, values).rowcount == 1
 
 
-def edit_entry(project: Project, entry: int, **changes: object) -> None:
-    key = f"{entry:06d}"
-    text = MlflowClient().get_run(ledger_of(project)).data.params[key]
+def slot_of(project: Project, label: str) -> tuple[str, str]:
+    """Return the run and the parameter that hold an entry."""
+    run_id = registrations_of(project) if label.startswith("r") else ledger_of(project)
+    return run_id, f"{int(label.removeprefix('r')):06d}"
+
+
+def edit_entry(project: Project, label: str, **changes: object) -> None:
+    run_id, key = slot_of(project, label)
+    text = MlflowClient().get_run(run_id).data.params[key]
     edited = json.dumps({**json.loads(text), **changes}, sort_keys=True, separators=(",", ":"))
-    write_sql(project, "update params set value = ? where run_uuid = ? and key = ?", edited, ledger_of(project), key)
+    write_sql(project, "update params set value = ? where run_uuid = ? and key = ?", edited, run_id, key)
 
 
 @pytest.mark.parametrize(
-    ("number", "changes"),
-    [(1, {"reason": "nicer"}), (2, {"version": 3}), (4, {"actor": "bob"}), (5, {"number": 6}), (9, {"version": 1})],
+    ("label", "changes"),
+    [
+        ("r1", {"reason": "nicer"}),
+        ("r3", {"digest": "f" * 64}),
+        ("1", {"reason": "nicer"}),
+        ("2", {"version": 3}),
+        ("4", {"actor": "bob"}),
+        ("5", {"number": 6}),
+        ("6", {"version": 1}),
+    ],
 )
-def test_an_edited_entry_is_found_by_number(three_in_prod: Project, number: int, changes: dict[str, object]) -> None:
-    edit_entry(three_in_prod, number, **changes)
+def test_an_edited_entry_is_found_by_number(three_in_prod: Project, label: str, changes: dict[str, object]) -> None:
+    edit_entry(three_in_prod, label, **changes)
     with raises(LedgerError, "broken") as caught:
         registry.read_ledger(three_in_prod)
-    assert caught.value.entry in (number, number + 1)
+    prefix = "r" * label.startswith("r")
+    assert caught.value.entry in (label, f"{prefix}{int(label.removeprefix('r')) + 1}")
     with raises(LedgerError, "broken"):
         registry.load_model(three_in_prod, "prod")
 
 
-@pytest.mark.parametrize("number", [1, 4])
-def test_a_removed_entry_is_found_by_number(three_in_prod: Project, number: int) -> None:
-    key = f"{number:06d}"
-    write_sql(three_in_prod, "delete from params where run_uuid = ? and key = ?", ledger_of(three_in_prod), key)
-    with pytest.raises(LedgerError, match=rf"entry {number} is missing or out of order"):
+@pytest.mark.parametrize("label", ["r2", "1", "4"])
+def test_a_removed_entry_is_found_by_number(three_in_prod: Project, label: str) -> None:
+    write_sql(three_in_prod, "delete from params where run_uuid = ? and key = ?", *slot_of(three_in_prod, label))
+    with pytest.raises(LedgerError, match=rf"entry {label} is missing or out of order"):
         registry.read_ledger(three_in_prod)
 
 
@@ -657,33 +672,49 @@ def test_an_entry_that_is_none_is_found(three_in_prod: Project, text: str) -> No
 
 
 def test_a_removed_last_entry_is_found_by_number(three_in_prod: Project) -> None:
-    sql = "delete from params where run_uuid = ? and key = '000009'"
+    sql = "delete from params where run_uuid = ? and key = '000006'"
     write_sql(three_in_prod, sql, ledger_of(three_in_prod))
-    with pytest.raises(LedgerError, match=r"entry 9 is missing"):
+    with pytest.raises(LedgerError, match=r"entry 6 is missing"):
         registry.read_ledger(three_in_prod)
 
 
 def test_an_entry_written_by_other_hands_is_found_even_with_the_same_content(three_in_prod: Project) -> None:
-    sql = "update params set value = value || ' ' where run_uuid = ? and key = '000009'"
+    sql = "update params set value = value || ' ' where run_uuid = ? and key = '000006'"
     write_sql(three_in_prod, sql, ledger_of(three_in_prod))
-    with pytest.raises(LedgerError, match=r"entry 9 is not written as this library writes it"):
+    with pytest.raises(LedgerError, match=r"entry 6 is not written as this library writes it"):
         registry.read_ledger(three_in_prod)
 
 
 def test_a_move_that_was_killed_before_its_head_and_alias_were_noted_still_counts(three_in_prod: Project) -> None:
     client = store.connect(three_in_prod.tracking_uri)
     entries = registry.read_ledger(three_in_prod)
-    client.set_tag(ledger_of(three_in_prod), ledger.HEAD_TAG, f"8:{entries[7].hash}")
+    client.set_tag(ledger_of(three_in_prod), ledger.HEAD_TAG, f"5:{entries[-2].hash}")
     client.set_registered_model_alias("toy", "prod", "2")
     assert registry.resolve(three_in_prod, "prod") == 3
     registry.rollback(three_in_prod, "staging", reason="next move")
     assert aliases(three_in_prod) == standing(three_in_prod)
 
 
-def test_a_note_that_somebody_logged_to_the_ledger_run_is_found(three_in_prod: Project) -> None:
-    MlflowClient().log_param(ledger_of(three_in_prod), "note", "hello")
-    with raises(LedgerError, "broken"):
-        registry.read_ledger(three_in_prod)
+@pytest.mark.parametrize("run_of", [registrations_of, ledger_of])
+@pytest.mark.parametrize(
+    ("key", "value"), [("note", "hello"), ("000007", "mine"), ("000004", "mine"), ("0", "{}"), ("٠٠٠٠٠٩", "{}")]
+)
+def test_what_is_no_entry_is_passed_over_and_told(
+    three_in_prod: Project, run_of: Callable[[Project], str], key: str, value: str
+) -> None:
+    run_id, before = run_of(three_in_prod), registry.read_ledger(three_in_prod)
+    if key not in MlflowClient().get_run(run_id).data.params:
+        MlflowClient().log_param(run_id, key, value)
+    assert registry.read_ledger(three_in_prod) == before
+    registry.rollback(three_in_prod, "prod", reason="goes on")
+    registry.register(three_in_prod, f"models:/{before[0].model_id}")
+    assert len(registry.read_ledger(three_in_prod)) == len(before) + 2
+    assert registry.load_model(three_in_prod, "prod").version == 2
+    report = registry.check_store(three_in_prod)
+    assert report.passed, str(report)
+    strays = [row.reason for row in report.rows if row.name == "stray parameters"]
+    assert all("no entries, written by other hands" in reason for reason in strays)
+    assert len(strays) == ((run_of, key) != (ledger_of, "000004"))  # the one that was there is an entry
 
 
 def test_a_ledger_run_that_somebody_deleted_is_found(three_in_prod: Project) -> None:
@@ -725,6 +756,10 @@ def test_a_model_that_plain_mlflow_registered_is_adopted(project: Project) -> No
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(reason=st.text(max_size=200))
 def test_any_reason_survives_the_ledger(project: Project, version: registry.Version, reason: str) -> None:
+    if visible(reason, keep="\n\t") != reason:
+        with raises(LedgerError, "unseen"):
+            registry.register(project, f"models:/{version.model_id}", description=reason)
+        reason = visible(reason)
     registry.register(project, f"models:/{version.model_id}", description=reason)
     assert registry.history(project)[-1].reason == (reason or "registered")
 

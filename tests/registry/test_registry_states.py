@@ -20,7 +20,7 @@ from stages import aliases, force_to_prod, standing
 from mlops_lib import data, gates, registry, tracking
 from mlops_lib.errors import MlopsError
 from mlops_lib.project import Project
-from mlops_lib.registry.entries import Ledger
+from mlops_lib.registry.rules import replay
 from mlops_lib.registry.verdicts import verdict_digest
 from mlops_lib.report import Report, Row
 
@@ -240,7 +240,7 @@ def test_rollbacks_go_back_through_what_the_model_says(moves: list[tuple[bool, i
         action = "rollback" if is_rollback else "promote"
         facts = {"number": len(entries) + 1, "action": action, "stage": "prod", "version": target}
         entries = (*entries, registry.Entry(**dict.fromkeys(other, "") | facts))
-        assert [entry.version for entry in Ledger("toy", entries).undo("prod")] == model.undo["prod"]
+        assert [entry.version for entry in replay(entries).stacks["prod"]] == model.undo["prod"]
 
 
 @soak

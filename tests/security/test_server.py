@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import stat
 import subprocess
@@ -14,12 +15,14 @@ from urllib.parse import urlsplit
 import pytest
 import servers
 from conftest import register_model
+from mlflow.exceptions import MlflowException
 from mlflow.server import get_app_client
 from werkzeug.security import generate_password_hash
 
-from mlops_lib import gates, registry
-from mlops_lib.errors import ModelFileError, StoreError
+from mlops_lib import gates, registry, tracking
+from mlops_lib.errors import ModelFileError, RefusedError, StoreError
 from mlops_lib.project import Project
+from mlops_lib.registry.ledger import open_ledger
 from mlops_lib.tracking import store
 
 Record = Callable[..., None]
@@ -72,6 +75,7 @@ def ask(
     return status
 
 
+IGNORED = "ignore:starlette.middleware.wsgi is deprecated"  # what MLflow's client of accounts imports
 LIST = "/api/2.0/mlflow/registered-models/search"
 
 
@@ -131,9 +135,7 @@ def test_a_stranger_replaces_no_model_file(
     record(30, plain="anybody replaces a registered model's file", ours="no file is replaced without an account")
 
 
-@pytest.mark.filterwarnings(
-    "ignore:starlette.middleware.wsgi is deprecated"
-)  # what MLflow's client of accounts imports
+@pytest.mark.filterwarnings(IGNORED)
 def test_an_account_may_look_but_moves_nothing_until_it_is_granted(
     team: Team, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +168,106 @@ def test_an_account_may_look_but_moves_nothing_until_it_is_granted(
         as_ada.setenv("MLFLOW_TRACKING_PASSWORD", "twelve characters")
         promote()
     assert registry.history(ours, "staging")[0].actor == "ada"
+
+
+@dataclass(frozen=True)
+class People:
+    """A project that was founded by the admin, and two people: who trains, and who promotes."""
+
+    team: Team
+    ours: Project
+    patch: pytest.MonkeyPatch
+
+    @contextlib.contextmanager
+    def acting_as(self, name: str) -> Iterator[Project]:
+        """Let MLflow's client send this account's password."""
+        with self.patch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_USERNAME", name)
+            patch.setenv("MLFLOW_TRACKING_PASSWORD", "twelve characters" if name != "admin" else self.team.password)
+            yield replace(self.ours, actor=name)
+
+
+@pytest.fixture(scope="module")
+def people(team: Team, tmp_path_factory: pytest.TempPathFactory, registered: Project) -> Iterator[People]:
+    """Grant what docs/team-server.md says, word for word."""
+    with pytest.MonkeyPatch.context() as patch:
+        ours = replace(registered, name="parted", tracking_uri=team.address)
+        found = People(team, ours, patch)
+        with found.acting_as("admin") as project:
+            registry.found(project)
+            server, client = get_app_client("basic-auth", team.address), store.connect(team.address)
+            ids = {name: client.get_experiment_by_name(name).experiment_id for name in ("parted", "parted.ledger")}
+            for person, experiments in (("tom", ["parted"]), ("pia", ["parted", "parted.ledger"])):
+                server.create_user(person, "twelve characters")
+                team.hash_once(person, "twelve characters")
+                server.grant_user_permission(person, "registered_model", "parted", "EDIT")
+                for name in experiments:
+                    server.grant_user_permission(person, "experiment", ids[name], "EDIT")
+        with found.acting_as("tom") as project:
+            register_model(project)
+        yield found
+
+
+@pytest.mark.filterwarnings(IGNORED)
+def test_who_trains_registers_and_does_not_promote_and_who_promotes_does(people: People) -> None:
+    with people.acting_as("tom") as project:
+        assert registry.current(project, "dev") == 1
+        with pytest.raises(StoreError, match=r"does not let this account do that .*Permission denied"):
+            gates.promote(project, 1, "staging", force=True, reason="looks good to me")
+    with people.acting_as("pia") as project:
+        assert registry.current(project, "staging") is None
+        gates.promote(project, 1, "staging", force=True, reason="looks good to me, too")
+        assert [(e.label, e.actor) for e in registry.history(project)] == [("r1", "tom"), ("1", "pia")]
+        assert registry.check_store(project).passed
+
+
+@pytest.mark.filterwarnings(IGNORED)
+def test_a_trainer_cannot_forge_moves_and_what_is_forged_beside_them_counts_for_nobody(people: People) -> None:
+    with people.acting_as("tom") as project:
+        client, before = store.connect(project.tracking_uri), open_ledger(project)[1]
+        moves = client.get_run(before.moves.run_id)
+        claims = [found for found in client.search_experiments() if found.name.startswith("parted.ledger.")]
+        forged = replace(before.registrations.entries[0], action="force", stage="prod", number=2)
+        refused: list[Callable[[], object]] = [
+            lambda: client.create_run(moves.info.experiment_id, start_time=2**41),
+            lambda: client.log_param(moves.info.run_id, "000002", forged.to_json()),
+            lambda: client.log_param(moves.info.run_id, "note", "hello"),
+            lambda: client.set_tag(moves.info.run_id, "mlops.ledger_head", "0:"),
+            lambda: client.delete_run(moves.info.run_id),
+            lambda: client.set_experiment_tag(claims[0].experiment_id, "mlops.ledger", "elsewhere elsewhere"),
+            lambda: client.delete_experiment(moves.info.experiment_id),
+            lambda: client.delete_registered_model("parted"),
+        ]
+        for attempt in refused:
+            with pytest.raises(MlflowException, match="Permission denied"):
+                attempt()
+        mine = client.get_run(before.registrations.run_id).info.experiment_id  # where trainers may write
+        for _ in range(3):
+            run_id = client.create_run(mine, start_time=2**41).info.run_id
+            for key, text in moves.data.params.items():
+                client.log_param(run_id, key, text.replace("pia", "tom"))
+        client.set_registered_model_alias("parted", "prod", "1")
+        assert open_ledger(project)[1].entries == before.entries
+        assert registry.current(project, "prod") is None
+    with people.acting_as("pia") as project:
+        (row,) = [row for row in registry.check_store(project).failures if row.name == "alias prod"]
+        assert row.reason == "the ledger has no version there"
+        store.connect(project.tracking_uri).delete_registered_model_alias("parted", "prod")
+
+
+@pytest.mark.filterwarnings(IGNORED)
+def test_a_verdict_that_a_trainer_edited_carries_no_promotion(people: People) -> None:
+    """The server lets trainers write verdicts; the promoter's own check says what they are worth."""
+    with people.acting_as("tom") as project:
+        made = register_model(project, C=1e-6)
+        release = registry.load_model(project, made.version)
+        verdict = gates.check_gates(project, release, None, "p2")
+        assert not verdict.passed
+        edited = replace(verdict, rows=tuple(replace(row, status="passed") for row in verdict.rows))
+        with tracking.start_run(project):
+            registry.log_verdict(project, made.version, edited)
+    with people.acting_as("pia") as project, pytest.raises(RefusedError, match="the check was done again, and"):
+        gates.promote(project, made.version, "staging")
 
 
 def test_secrets_are_for_one_user_and_survive_a_restart(team: Team) -> None:

@@ -17,7 +17,7 @@ import mlflow
 import pandas as pd
 
 from mlops_lib import __version__, data, quality, registry, tracking
-from mlops_lib.errors import MlopsError, NotFoundError, TableError
+from mlops_lib.errors import MlopsError, NotFoundError, StoreError, TableError
 from mlops_lib.project import Project, load_project
 from mlops_lib.registry import Release
 from mlops_lib.report import Report, Row
@@ -155,7 +155,9 @@ def examine(file: Path | None = None) -> Report:
         project = found[0]
 
         def look_at_store() -> str:
-            store.connect(project.tracking_uri)
+            store.connect(project.tracking_uri, create=False)
+            if roots := store.find_moved_roots(project.tracking_uri):
+                raise StoreError("moved", uri=project.tracking_uri, location=roots[0])
             facts["store"] = store.without_password(project.tracking_uri)
             return "SQLite" if store.sqlite_path(project.tracking_uri) else facts["store"]
 
@@ -163,7 +165,9 @@ def examine(file: Path | None = None) -> Report:
             return f"version {registry.load_model(project, stage).version}"
 
         check("data", "the newest labelled period has what the project names", lambda: examine_data(project))
-        if check("store", "reachable, writable, schema whole", look_at_store) and check(
+        if _is_new(project):
+            rows.append(Row("store", None, "reachable", "not_applicable", "there is none yet: the first run makes it"))
+        elif check("store", "reachable, writable, schema whole", look_at_store) and check(
             "ledger", "chain of hashes intact", lambda: f"entries: {len(registry.read_ledger(project))}"
         ):
             for stage in project.stages:
@@ -172,6 +176,15 @@ def examine(file: Path | None = None) -> Report:
                 else:
                     check(stage, "loads and verifies", partial(look_at_model, stage))
     return Report("Health", tuple(rows), facts)
+
+
+def _is_new(project: Project) -> bool:
+    """Whether nothing was ever run: there is no store, and none was seen before."""
+    try:
+        registry.read_ledger(project)
+    except MlopsError as error:
+        return isinstance(error, StoreError) and error.case == "missing"
+    return False
 
 
 def examine_data(project: Project) -> str:

@@ -32,8 +32,6 @@ def as_json(value: Any) -> Any:
 def test_a_model_scores_its_table_the_same_everywhere(column: str, estimator: str, project: Project) -> None:
     project = project_of(project)
     trained = train(project, column, estimator)
-    if trained is None:
-        pytest.skip("scikit-learn trains no such model")
     if isinstance(trained, str):
         assert "Nothing was" in trained or "No contract was learnt" in trained
         assert not registry.list_versions(project)
