@@ -126,6 +126,8 @@ class Project:
         Whether batch predictions carry the features they were made from, or a 64-bit hash of them.
     monitoring : Monitoring
         How far production may move.
+    output_limit_mb : int
+        How much one cell of a notebook that is run may put out; the rest is counted and dropped.
 
     Raises
     ------
@@ -158,6 +160,7 @@ class Project:
     keep_features: Literal["none", "values", "hash"] = "none"
     monitoring: Monitoring = Monitoring()
     notebooks: str = "notebooks"
+    output_limit_mb: int = 20
     # Filled in by load_project, from the environment of this process.
     file: Path | None = None
     tracking_uri: str = ""
@@ -314,7 +317,7 @@ def load_project(file: str | Path | None = None) -> Project:
         actor=_account_name(uri) or environ.get("MLOPS_ACTOR") or _login_name(),
         signing_key=Path(signing_key).resolve() if signing_key else None,
         trusted_keys=(*project.trusted_keys, *_read_trusted_keys()),
-        run_id=environ.get("MLFLOW_RUN_ID") or None,
+        run_id=environ.get("MLOPS_RUN_ID") or environ.get("MLFLOW_RUN_ID") or None,  # a first call of MLflow takes its
         notebook=environ.get("MLOPS_NOTEBOOK") or environ.get("JPY_SESSION_NAME") or None,
         outputs=Path(outputs).resolve() if outputs else None,
         state=_state_folder(),

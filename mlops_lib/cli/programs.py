@@ -164,6 +164,7 @@ def _describe(finished: NotebookRun) -> dict[str, Any]:
         "html": finished.html_path,
         "duration_s": round(finished.duration_s, 3),
         "result": dict(finished.result),
+        "stopped": finished.stopped,
     }
 
 

@@ -14,7 +14,7 @@ from mlops_lib.tracking.model import (
     log_model,
 )
 from mlops_lib.tracking.result import RESULT_MIME, Result, find_result, record_result
-from mlops_lib.tracking.runs import log_input, log_metrics, start_run
+from mlops_lib.tracking.runs import log_input, log_metrics, start_run, stop
 
 __all__ = [
     "EXAMPLE_ROWS",
@@ -35,4 +35,5 @@ __all__ = [
     "notebook_source",
     "record_result",
     "start_run",
+    "stop",
 ]

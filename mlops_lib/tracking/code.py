@@ -46,8 +46,9 @@ def find_notebook(project: Project) -> Path | None:
 
 def notebook_source(notebook: Path) -> str:
     """Return the SHA-256 of a notebook's code cells in order: text, outputs and counts do not matter."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    raw = json.loads(notebook.read_text(encoding="utf-8"))
+    cells = raw.get("cells") or [cell for sheet in raw.get("worksheets", ()) for cell in sheet["cells"]]  # before 4
+    code = ["".join(cell.get("source", cell.get("input", ""))) for cell in cells if cell["cell_type"] == "code"]
     return f"sha256:{hashlib.sha256(json.dumps(code).encode()).hexdigest()}"
 
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import mlflow
 import pandas as pd
@@ -27,6 +28,23 @@ from mlops_lib.errors import QualityError
 from mlops_lib.project import Project
 from mlops_lib.tracking import liveness, store
 from mlops_lib.tracking.code import describe_code, log_difference
+
+
+class NotebookEnd(Exception):  # noqa: N818 - no error: a notebook that has nothing more to do
+    """What :func:`stop` raises; the runner ends the run FINISHED."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what Jupyter shows of it."""
+        return [f"Stopped on purpose: {self}"]
+
+
+def stop(reason: str) -> NoReturn:
+    """End a notebook early on purpose, such as ``tracking.stop("no new data")``.
+
+    The run is FINISHED and says why; the cells after this one are marked as skipped. In JupyterLab "Run All" stops
+    here; stock papermill and nbval see an exception of this name.
+    """
+    raise NotebookEnd(reason)
 
 
 @contextlib.contextmanager
@@ -55,9 +73,12 @@ def start_run(
         :mod:`mlops_lib.tracking.liveness`). A run that a runner owns stays open: the runner ends it.
     """
     client = store.connect(project.tracking_uri)
-    if project.run_id:
+    opened = mlflow.active_run()
+    alive: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if project.run_id and opened is not None and opened.info.run_id == project.run_id:
+        run = opened  # by a plain call of MLflow before
+    elif project.run_id:
         run = mlflow.start_run(run_id=project.run_id)
-        alive: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     else:
         mlflow.set_experiment(experiment_id=store.get_experiment_id(client, project.tracking_uri, project.name))
         run = mlflow.start_run(run_name=run_name, tags=describe_code(project) | liveness.open_tags())
@@ -74,6 +95,7 @@ def start_run(
         yield run
     if project.run_id:
         client.update_run(project.run_id, status="RUNNING")
+        os.environ["MLFLOW_RUN_ID"] = project.run_id  # MLflow took it; a plain call that comes next finds it again
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlops_lib.programs.notebooks.run import NotebookRun, reap_dead_runs, run_notebook
     from mlops_lib.programs.notebooks.signature import Parameter, read_signature
     from mlops_lib.programs.notebooks.sweeps import Sweep, sweep
+    from mlops_lib.tracking import stop
 
 __all__ = [
     "NotebookRun",
@@ -27,6 +28,7 @@ __all__ = [
     "reap_dead_runs",
     "run_notebook",
     "run_notebooks",
+    "stop",
     "sweep",
     "update_notebooks",
 ]
@@ -41,10 +43,12 @@ _HOMES = {
     "read_signature": "signature",
     "Sweep": "sweeps",
     "sweep": "sweeps",
+    "stop": "",  # of mlops_lib.tracking, which notebooks import anyway
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(name)
-    return getattr(importlib.import_module(f"mlops_lib.programs.notebooks.{_HOMES[name]}"), name)
+    home = "mlops_lib.tracking" if name == "stop" else f"mlops_lib.programs.notebooks.{_HOMES[name]}"
+    return getattr(importlib.import_module(home), name)

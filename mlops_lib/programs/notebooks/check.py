@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_lib.errors import NotebookError, NotebookStoppedError, NotFoundError, ParameterError, WriteError
-from mlops_lib.programs.notebooks import outputs
+from mlops_lib.programs.notebooks import formats, outputs
 from mlops_lib.programs.notebooks.keys import LIBRARY, compute_key, digest, fingerprint
 from mlops_lib.programs.notebooks.outputs import Patterns, report_faults
 from mlops_lib.project import find_project_file, load_project
@@ -147,7 +147,9 @@ def update_notebooks(
         rows.append(Row("update", 0, "", "not_applicable" if named else "failed", "nothing was written"))
         return Report("Update of notebooks", tuple(rows))
     for notebook in [notebook for notebook in notebooks if notebook.path in named]:
-        text, n_cells = outputs.rewrite(notebook.text, notebook.node, notebook.executed, patterns)
+        is_current = formats.is_current(notebook.text, notebook.node)
+        before = notebook.text if is_current else formats.load_nbformat().writes(notebook.node) + "\n"
+        text, n_cells = outputs.rewrite(before, notebook.node, notebook.executed, patterns)
         if text != notebook.text:
             _write(notebook.path, text)
         reason = "the file is as it was" if text == notebook.text else f"cells rewritten: {n_cells}"
@@ -253,24 +255,27 @@ class _Notebook:
 
 def _read(path: Path) -> _Notebook:
     """Read a notebook and look at how it is written."""
-    nbformat, notebook = outputs.load_nbformat(), _Notebook(path, path.read_text(encoding="utf-8"))
+    notebook = _Notebook(path, path.read_text(encoding="utf-8"))
     try:
-        node = nbformat.reads(notebook.text, as_version=4)
-        nbformat.validate(node)
+        node = formats.parse(notebook.text)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with the file is the answer
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         notebook.rows = [notebook.report("format", [f"not a valid notebook: {reason}"])]
     else:
         notebook.node = node
-        checks = {"format": (), "executed": _find_order_faults(node), "signature": _find_signature_faults(path, node)}
+        is_old = not formats.is_current(notebook.text, node)
+        checks = {
+            "format": ["of an older format; --update upgrades it"] if is_old else (),
+            "executed": _find_order_faults(node),
+            "signature": _find_signature_faults(path, node),
+        }
         notebook.rows = [notebook.report(name, list(faults)) for name, faults in checks.items()]
     return notebook
 
 
 def _code_cells(notebook: Any) -> list[tuple[int, Any]]:
     """Return the code cells that are not empty, with their numbers from 1 as people count them."""
-    cells = enumerate(notebook.cells, start=1)
-    return [(number, cell) for number, cell in cells if cell.cell_type == "code" and cell.source.strip()]
+    return [(number, cell) for number, cell in enumerate(notebook.cells, start=1) if formats.runs(cell)]
 
 
 def _find_order_faults(notebook: Any) -> Iterator[str]:

@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from mlops_lib import data
 from mlops_lib.engines import warm
 from mlops_lib.engines.warm import without_grammar
 from mlops_lib.errors import NotebookError, NotebookStoppedError
+from mlops_lib.programs.notebooks import formats
 from mlops_lib.redaction import redact
 
 with without_grammar():
@@ -37,8 +39,35 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 SAVE_EVERY_S = 5.0
 LOOK_EVERY_S = 1.0  # at the kernel's memory
 STDERR_LINES = 50
+MARK = "MLOPS_RUN_MARK"  # in the environment of all that a kernel starts
+END = "NotebookEnd"  # name of what ``tracking.stop`` raises in a cell
 Progress = Callable[[int, int, str], None]
 _SILENT = logging.Logger("mlops.driver", logging.CRITICAL + 1)  # what nbclient would say is raised
+
+
+class _Client(NotebookClient):
+    """nbclient's, with a limit to what one cell may put out; the rest is read, counted and dropped."""
+
+    limit_bytes: float = 0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.kept: dict[int, int] = {}  # bytes by cell
+        self.dropped: dict[int, int] = {}
+
+    def output(self, outs: list[Any], msg: dict[str, Any], display_id: str | None, cell_index: int) -> Any:
+        """Take one output of a cell, unless it has had its share; an exception is always taken."""
+        content = msg["content"]
+        size = len(content.get("text", "")) + sum(len(str(value)) for value in content.get("data", {}).values())
+        room = max(0, int(self.limit_bytes) - self.kept.get(cell_index, 0))
+        if size > room and msg["msg_type"] != "error":
+            text = content.get("text", "")[:room]
+            self.dropped[cell_index] = self.dropped.get(cell_index, 0) + size - len(text)
+            if not text:
+                return None
+            content["text"], size = text, len(text)
+        self.kept[cell_index] = self.kept.get(cell_index, 0) + size
+        return super().output(outs, msg, display_id, cell_index)
 
 
 class _LeftError(Exception):
@@ -59,6 +88,8 @@ class Driver:
         Starred in whatever is saved or raised.
     must_raise : bool
         Whether a cell with the tag ``raises-exception`` that raises nothing is a failure.
+    output_limit_mb : float
+        How much one cell may put out; what is beyond it is counted and dropped.
     progress : callable, optional
         Called with cell number, number of cells and the cell's title before each code cell.
     """
@@ -68,9 +99,11 @@ class Driver:
     cell_timeout_s: float | None = None
     secrets: Sequence[str] = ()
     must_raise: bool = True
+    output_limit_mb: float = 20
     progress: Progress | None = None
     cell: int = field(default=0, init=False)  # that is running, or was the last to run; from 1
     has_left: bool = field(default=False, init=False)  # whether that one has called exit()
+    stopped_because: str = field(default="", init=False)  # what that one said to ``tracking.stop``
     _stopped: str = field(default="", init=False)  # by whom
     _is_in_cell: bool = field(default=False, init=False)
     _peak_bytes: int = field(default=0, init=False)
@@ -116,8 +149,10 @@ class Driver:
             with log.open("wb") as stdio:
                 asyncio.run(self._drive(kernel_name, begin, environ, variables, stdio))
         except CellExecutionError as error:
-            self._mark("failed")
-            raise self._describe_exception(error) from error
+            if error.ename != END:
+                self._mark("failed")
+                raise self._describe_exception(error) from error
+            self._end_on_purpose(str(error.evalue))
         except (DeadKernelError, asyncio.CancelledError) as error:
             raise self._describe_end(log) from error
         except _LeftError:
@@ -137,6 +172,18 @@ class Driver:
                 executed_path=executed,
             )
 
+    def _end_on_purpose(self, reason: str) -> None:
+        """Say in the cell that stopped why it did, and mark those after it."""
+        self.stopped_because = redact(reason, self.secrets) or "no reason given"
+        cell = self.nb.cells[self.cell - 1]
+        cell.outputs = [output for output in cell.outputs if output.output_type != "error"]
+        text = {"text/plain": f"Stopped on purpose: {self.stopped_because}"}
+        cell.outputs.append(nbformat.v4.new_output("display_data", text))
+        self._mark("completed")
+        for each in self._code_cells():
+            if each.metadata.get("papermill", {}).get("status") == "pending":
+                each.metadata["papermill"]["status"] = "skipped"
+
     def stop(self, reason: str) -> None:
         """End the notebook from any thread, now or as soon as its next cell would run."""
         self._stopped = self._stopped or reason
@@ -154,7 +201,7 @@ class Driver:
     ) -> None:
         # A crash of the interpreter then names the line that it happened in.
         crash = f"import faulthandler; faulthandler.enable(open({stdio.name!r}, 'a'), all_threads=False)"
-        self._client: Any = NotebookClient(
+        self._client: Any = _Client(
             self.nb,
             extra_arguments=[f"--IPKernelApp.exec_lines={crash}; {begin}"],
             kernel_name=kernel_name,
@@ -166,10 +213,12 @@ class Driver:
             on_cell_executed=self._end_cell,
             log=_SILENT,
         )
-        spec = self._client.create_kernel_manager().kernel_spec
+        self._client.limit_bytes = self.output_limit_mb * 2**20
+        spec, mark = self._client.create_kernel_manager().kernel_spec, uuid.uuid4().hex
         if spec is not None:  # the provisioner takes what it can fork from and starts anything else as ever
             spec.metadata = {"kernel_provisioner": {"provisioner_name": warm.PROVISIONER_NAME}, **spec.metadata}
-            spec.env = spec.env | {name: value.replace("$", "$$") for name, value in variables.items()}
+            given = {**variables, MARK: mark}
+            spec.env = spec.env | {name: value.replace("$", "$$") for name, value in given.items()}
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         deadline = self._end_after(self.timeout_s)
         try:
@@ -178,6 +227,8 @@ class Driver:
         finally:
             deadline.cancel()
             self._kill_group()
+            _kill_marked(mark)
+            self._say_what_was_dropped()
 
     def _begin(self, **_: Any) -> None:
         """Take the signal handlers over from nbclient, whose own would let the notebook look finished."""
@@ -215,6 +266,11 @@ class Driver:
         if pgid and pgid != os.getpgid(0):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pgid, signal.SIGKILL)
+
+    def _say_what_was_dropped(self) -> None:
+        for index, n_bytes in self._client.dropped.items():
+            text = f"{n_bytes / 2**20:.1f} MB of output beyond {self.output_limit_mb:g} MB were dropped\n"
+            self.nb.cells[index].outputs.append(nbformat.v4.new_output("stream", name="stderr", text=text))
 
     def _begin_cell(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
         self.cell = cell_index + 1
@@ -332,7 +388,7 @@ class Driver:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
     def _code_cells(self) -> list[nbformat.NotebookNode]:
-        return [cell for cell in self.nb.cells if cell.cell_type == "code" and cell.source.strip()]
+        return [cell for cell in self.nb.cells if formats.runs(cell)]
 
     def _title(self, index: int) -> str:
         """Return the last heading above a cell, or its first line."""
@@ -340,6 +396,14 @@ class Driver:
             if cell.cell_type == "markdown" and cell.source.lstrip().startswith("#"):
                 return str(cell.source.lstrip().splitlines()[0].lstrip("# "))
         return str(self.nb.cells[index].source.splitlines()[0])
+
+
+def _kill_marked(mark: str) -> None:
+    """Kill the programs that a kernel has started, also those in sessions of their own; they carry its mark."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == mark:
+                process.kill()
 
 
 def _find_line_number(traceback: Sequence[str]) -> int | None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlops_lib.engines.warm import without_grammar
+from mlops_lib.programs.notebooks import formats
 from mlops_lib.report import Row
 
 FIGURE_SIZE, FIGURE_MEAN, FIGURE_BLOCK = 0.01, 0.005, 0.2  # shares: of width and height, of full contrast
@@ -25,6 +25,8 @@ NOT_COMPARED.add("application/vnd.jupyter.widget-view+json")  # ids of widgets a
 # What a rule that hides ids and times must leave to be seen.
 _MEASURED = ("0.7213", "27", "12,345", "1e-05", "42.9%", "passed")
 Patterns = Sequence[tuple[str, str]]
+# What no two runs have in common: the file that a warning names for its cell, and addresses of objects.
+ALWAYS = [(r"\S*ipykernel_\d+/\d+\.py", "CELL"), (r"\b0x[0-9a-fA-F]{6,16}\b", "ADDRESS")]
 
 
 def find_differences(old: Sequence[Any], new: Sequence[Any], patterns: Patterns) -> list[tuple[str, str]]:
@@ -102,9 +104,9 @@ def check_sanitizer(path: Path) -> tuple[Row, list[tuple[str, str]]]:
     """
     if not path.is_file():
         reason = "there is none: outputs are compared as they are"
-        return Row(f"{path.stem}: rules", None, "", "not_applicable", reason), []
+        return Row(f"{path.stem}: rules", None, "", "not_applicable", reason), ALWAYS
     text = path.read_text(encoding="utf-8")
-    lines, faults, patterns = ["", *text.splitlines(), ""], [], []
+    lines, faults, patterns = ["", *text.splitlines(), ""], list[str](), [*ALWAYS]
     for number, line in enumerate(lines):
         key, _, value = line.partition(": ")
         after, before = lines[(number + 1) % len(lines)], lines[number - 1]
@@ -136,7 +138,7 @@ def report_faults(name: str, faults: Sequence[str], reason: str = "") -> Row:
 
 def rewrite(text: str, committed: Any, executed: Any, patterns: Patterns) -> tuple[str, int]:
     """Return a notebook file's text with its outputs brought up to date, and how many cells that has changed."""
-    raw, split = json.loads(text), load_nbformat().v4.rwbase.split_lines(copy.deepcopy(executed))
+    raw, split = json.loads(text), formats.load_nbformat().v4.rwbase.split_lines(copy.deepcopy(executed))
     disk = json.loads(json.dumps(split, sort_keys=True))
     cells = zip(raw["cells"], committed.cells, executed.cells, disk["cells"], strict=True)
     count = n_changed = 0
@@ -145,8 +147,8 @@ def rewrite(text: str, committed: Any, executed: Any, patterns: Patterns) -> tup
         for name in ("execution", "papermill"):
             cell["metadata"].pop(name, None)
         if cell["cell_type"] == "code":
-            count += bool(before.source.strip())
-            cell["execution_count"] = count if before.source.strip() else None
+            count += formats.runs(before)
+            cell["execution_count"] = count if formats.runs(before) else None
             if find_differences(before.outputs, after.outputs, patterns):
                 _keep_equal(cell["outputs"], before.outputs, after.outputs, written["outputs"], patterns)
                 cell["outputs"] = written["outputs"]
@@ -178,10 +180,3 @@ def _keep_equal(
             written[index] = stored
         for mime in set(stored.get("data", {})) & set(written[index].get("data", {})) - differing:
             written[index]["data"][mime] = stored["data"][mime]
-
-
-def load_nbformat() -> Any:
-    """Return nbformat, which is heavy, once somebody needs it."""
-    with without_grammar():
-        import nbformat  # noqa: PLC0415
-    return nbformat

@@ -26,7 +26,7 @@ from mlops_lib import tracking
 from mlops_lib.data import reads
 from mlops_lib.engines.warm import without_grammar
 from mlops_lib.errors import NotebookError, NotebookStoppedError, NotFoundError
-from mlops_lib.programs.notebooks import cache, keys
+from mlops_lib.programs.notebooks import cache, formats, keys
 from mlops_lib.programs.notebooks.driver import Driver, Progress
 from mlops_lib.programs.notebooks.page import load_exporter, write_page
 from mlops_lib.programs.notebooks.signature import check_values, read_signature, to_source
@@ -41,6 +41,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 # papermill guesses parameters by regular expressions and warns of those it misses; the signature has checked them all.
 logging.getLogger("papermill").setLevel(logging.ERROR)
 
+STOPPED_TAG = "mlops.stopped"  # on a run that ended early on purpose: why
+
 
 @dataclass(frozen=True)
 class NotebookRun:
@@ -54,13 +56,15 @@ class NotebookRun:
     html_path: Path
     duration_s: float
     cached: bool = False
+    stopped: str = ""  # why it ended early on purpose
 
     def __str__(self) -> str:
         """Return one line for people."""
         if self.cached:
             return f"{self.notebook.name} had been run already, nothing it depends on has changed: {dict(self.result)}"
         results = ", ".join(f"{name} {value}" for name, value in self.result.items())
-        return f"{self.notebook.name} finished in {self.duration_s:.1f} s: {results or 'no result recorded'}"
+        early = f", stopped on purpose ({self.stopped})" if self.stopped else ""
+        return f"{self.notebook.name} finished in {self.duration_s:.1f} s{early}: {results or 'no result recorded'}"
 
 
 def run_notebook(
@@ -132,7 +136,13 @@ def plan(
             each,
             {name: each[name] for name in parameters},
             kernel_name,
-            Driver(path, timeout_s=timeout_s, secrets=project.secrets, progress=progress),
+            Driver(
+                path,
+                timeout_s=timeout_s,
+                secrets=project.secrets,
+                output_limit_mb=project.output_limit_mb,
+                progress=progress,
+            ),
         )
         for parameters, each in zip(calls, values, strict=True)
     ]
@@ -152,8 +162,7 @@ def find_notebook(project: Project, notebook: Path | str) -> Path:
 def read_notebook(path: Path) -> nbformat.NotebookNode:
     """Read and validate a notebook file."""
     try:
-        notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)
-        nbformat.validate(notebook)
+        notebook: nbformat.NotebookNode = formats.parse(path.read_text(encoding="utf-8"))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NotebookError("file", notebook=path, reason=reason[:200]) from error
@@ -214,7 +223,10 @@ class Execution:
         if result:  # nbformat has sorted its keys
             result = json.loads(store.read_artifact(run.info.artifact_uri, "result.json"))
         duration_s = (run.info.end_time - run.info.start_time) / 1000  # as long as it took then
-        return NotebookRun(self.path, run.info.run_id, self.values, result, executed, html, duration_s, cached=True)
+        stopped = run.data.tags.get(STOPPED_TAG, "")
+        return NotebookRun(
+            self.path, run.info.run_id, self.values, result, executed, html, duration_s, cached=True, stopped=stopped
+        )
 
     def execute(self) -> NotebookRun:
         """Execute the notebook in a kernel of this machine."""
@@ -247,6 +259,7 @@ class Execution:
             variables = {
                 "MLFLOW_TRACKING_URI": project.tracking_uri,
                 "MLFLOW_RUN_ID": self.run_id,
+                "MLOPS_RUN_ID": self.run_id,
                 "MLFLOW_EXPERIMENT_ID": experiment_id,
                 "MLOPS_NOTEBOOK": str(self.path),
                 **({"MLOPS_PROJECT": str(project.file)} if project.file else {}),
@@ -270,6 +283,7 @@ class Execution:
             inputs, reasons = reads.read_log(log)
             client.log_text(self.run_id, json.dumps(inputs, indent=1), cache.INPUTS_FILE)
             last_tags = {cache.UNCACHEABLE_TAG: "; ".join(reasons)[:2000]} if reasons else {cache.KEY_TAG: key}
+            last_tags |= {STOPPED_TAG: stopped[:2000]} if (stopped := self.driver.stopped_because) else {}
             self.status = "FINISHED"
         except (NotebookStoppedError, KeyboardInterrupt):
             self.status = "KILLED"
@@ -277,7 +291,9 @@ class Execution:
         finally:
             liveness.close_run(client, self.run_id, self.status, last_tags)
             self.duration_s = time.monotonic() - started_at
-        return NotebookRun(self.path, self.run_id, self.values, result, executed, html, self.duration_s)
+        return NotebookRun(
+            self.path, self.run_id, self.values, result, executed, html, self.duration_s, stopped=stopped
+        )
 
     def _compute_key(self, kernel_name: str) -> str:
         return cache.compute_key(self.project, self.path, self.notebook, self.values, kernel_name)

@@ -1,25 +1,28 @@
 """A notebook's signature: read from its one parameters cell, without running anything.
 
-The cell carries the tag ``parameters`` and holds annotated literals, each with a comment that is its help::
+The cell carries the tag ``parameters`` and holds assignments, each with a comment that is its help::
 
     train_until: str = "2013-03"  # last month to train on
 
-Refused before a kernel starts: no such cell or two, a parameter without annotation, a default that is no literal, an
-unknown name, a value of another type.
+One without annotation has the type of its default (of None any, read as JSON where it is JSON); a default that is no
+literal is the notebook's to compute, and shown as its source. Refused before a kernel starts: two such cells, something
+else than assignments, a default of another type than its annotation, an unknown name, a value of another type.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
+import json
 import math
 import re
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, get_args, get_origin
 
 import pydantic
 
@@ -35,6 +38,8 @@ TYPES: Mapping[str, Any] = {
     "list": list,
     "dict": dict,
     "date": date,
+    "datetime": datetime,
+    "Any": Any,
     "Path": Path,
     "Literal": Literal,
     "Optional": Optional,
@@ -44,6 +49,24 @@ SECRET_VALUE = re.compile(
     r"AKIA[0-9A-Z]{16}|gh[pousr]_\w{30,}|glpat-[\w-]{20,}|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{35}"
     r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.|-----BEGIN [A-Z ]*PRIVATE KEY-----|\w+://[^/\s:@]+:[^/\s:@]+@"
 )
+
+
+class Expression(str):
+    """The source of a default that is no literal; what it gives is known in the notebook only."""
+
+    __slots__ = ()
+
+    __repr__ = str.__str__
+
+
+_CALLS: Mapping[str, Callable[..., Any]] = {
+    "date": date,
+    "date.fromisoformat": date.fromisoformat,
+    "datetime": datetime,
+    "datetime.fromisoformat": datetime.fromisoformat,
+    "Path": Path,
+    "float": float,
+}
 
 
 @dataclass(frozen=True)
@@ -92,16 +115,21 @@ def read_signature(notebook: Mapping[str, Any], path: Path) -> dict[str, Paramet
     for statement in tree.body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             continue
-        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(targets[0], ast.Name) or targets[1:]:
             line = ast.unparse(statement).splitlines()[0]
             raise refusal(f"line {statement.lineno} is `{line}`", "`name: type = literal  # help`")
-        name, annotation = statement.target.id, ast.unparse(statement.annotation)
+        name = targets[0].id
         if statement.value is None:
             raise refusal(f"'{name}' has no default", "a literal default")
+        default = _literal(statement.value)
+        annotation = ast.unparse(statement.annotation) if isinstance(statement, ast.AnnAssign) else _name_type(default)
         try:
-            default = _literal(statement.value)
             parameter = Parameter(name, annotation, default, comments.get(statement.end_lineno or 0, ""))
-            _validate(parameter.type, default)
+            if isinstance(default, Expression):
+                _ = parameter.type
+            else:
+                _validate(parameter.type, default)
         except (ValueError, TypeError) as error:
             reason = f"'{name}: {annotation}' has the default {ast.unparse(statement.value)}"
             raise refusal(reason, f"a literal of that type ({_first(error)})") from error
@@ -137,28 +165,53 @@ def check_values(signature: Mapping[str, Parameter], values: Mapping[str, Any], 
 
 def parse_value(parameter: Parameter, text: str) -> Any:
     """Read a value from a command line as its parameter's type; what cannot be read stays text, to be refused later."""
-    if parameter.type in (str, Path):
-        return Path(text) if parameter.type is Path else text
-    if parameter.type is date:
-        try:
-            return date.fromisoformat(text)
-        except ValueError:
-            return text
-    try:
-        return ast.literal_eval({"true": "True", "false": "False", "none": "None", "null": "None"}.get(text, text))
-    except (ValueError, SyntaxError):
+    kind = parameter.type
+    if _accepts(kind, text) and Literal in _origins(kind):
         return text
+    if text.lower() in ("none", "null") and kind is not str and _accepts(kind, None):
+        return None
+    if kind is not Any:
+        with contextlib.suppress(pydantic.ValidationError):  # texts, numbers, dates, paths, true and false
+            return pydantic.TypeAdapter(kind).validate_strings(text, strict=True)
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = read(text)
+            for given in (value, tuple(value) if isinstance(value, list) else value):
+                if _accepts(kind, given):
+                    return given
+    return text
 
 
 def to_source(value: Any) -> str:
     """Return the Python expression that gives ``value`` in the notebook's parameters cell."""
     if isinstance(value, date):
-        return f"date.fromisoformat({value.isoformat()!r})"
+        return f"{type(value).__name__}.fromisoformat({value.isoformat()!r})"
     if isinstance(value, Path):
         return f"Path({str(value)!r})"
     if isinstance(value, float) and not math.isfinite(value):
         return f"float({str(value)!r})"
-    return repr(value)
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{to_source(key)}: {to_source(each)}' for key, each in value.items())}}}"
+    return f"[{', '.join(map(to_source, value))}]" if isinstance(value, list) else repr(value)
+
+
+def _accepts(kind: Any, value: Any) -> bool:
+    try:
+        _validate(kind, value)
+    except ValueError:
+        return False
+    return True
+
+
+def _origins(kind: Any) -> set[Any]:
+    """Return what a type is made of, at its top: of ``Literal["a"] | None`` Literal and None."""
+    return {get_origin(each) or each for each in (kind, *(() if get_origin(kind) is Literal else get_args(kind)))}
+
+
+def _name_type(default: Any) -> str:
+    """Return the annotation of a parameter that has none."""
+    is_plain = isinstance(default, bool | int | float | str | list | dict | date | Path)
+    return type(default).__name__ if is_plain and not isinstance(default, Expression) else "Any"
 
 
 def _validate(kind: Any, value: Any) -> Any:
@@ -191,13 +244,13 @@ def _is_none(node: ast.expr) -> bool:
 
 
 def _literal(node: ast.expr) -> Any:
-    """Evaluate a literal, or ``date(…)``, ``date.fromisoformat("…")`` and ``Path("…")`` of literals."""
-    if isinstance(node, ast.Call) and not node.keywords:
-        known: dict[str, Any] = {"date": date, "date.fromisoformat": date.fromisoformat, "Path": Path}
-        function = known.get(ast.unparse(node.func))
-        if function is not None:
+    """Evaluate a literal, ``date(…)``, ``Path("…")``, ``float("inf")`` and the like; anything else is its source."""
+    with contextlib.suppress(ValueError, TypeError, SyntaxError):
+        function = _CALLS.get(ast.unparse(node.func)) if isinstance(node, ast.Call) and not node.keywords else None
+        if function is not None and isinstance(node, ast.Call):
             return function(*(ast.literal_eval(argument) for argument in node.args))
-    return ast.literal_eval(node)
+        return ast.literal_eval(node)
+    return Expression(ast.unparse(node))
 
 
 def _comments(source: str) -> dict[int, str]:

@@ -29,6 +29,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nbval import plugin
 from nbval.plugin import get_sanitize_patterns
 from PIL import Image, ImageDraw
+from test_any_notebook import FORMATS, PROJECT_OF_NOTEBOOKS
 
 from mlops_lib import cli, data
 from mlops_lib.engines import warm
@@ -345,7 +346,7 @@ FAULTS: dict[str, tuple[Callable[[Any], object], str, str]] = {
         lambda nb: nb["cells"][2]["metadata"].update(tags=["parameters"]), "signature", "cell 2, 3: 2 cells have"
     ),
     "unknown type": (set_source(2, "n: Frame = 3  # rows"), "signature", "cell 2: 'n: Frame' has the default 3"),
-    "untyped": (set_source(2, "n = 3  # rows"), "signature", "cell 2: line 1 is `n = 3`"),
+    "no assignment": (set_source(2, "print(3)  # rows"), "signature", "cell 2: line 1 is `print(3)`"),
     "no help": (set_source(2, "n: int = 3"), "signature", "cell 2: parameter 'n' has no comment"),
     "ruff check": (set_source(6, "import os\n\nrows['b'].sum()"), "ruff", "cell 6 line 1: F401"),
     "ruff format": (set_source(6, "rows['b'] .sum()"), "ruff", "cell 6 is not as ruff format writes it"),
@@ -445,7 +446,7 @@ def test_every_line_of_the_committed_sanitizer_file_is_read_by_nbval() -> None:
     path = ROOT / "notebooks" / "sanitize.cfg"
     row, patterns = outputs.check_sanitizer(path)
     assert row.status == "passed"
-    assert patterns == get_sanitize_patterns(path.read_text())
+    assert patterns == [*outputs.ALWAYS, *get_sanitize_patterns(path.read_text())]
 
 
 # --- figures -----------------------------------------------------------------------------------------------------
@@ -637,3 +638,20 @@ def test_outputs_are_compared_as_nbval_compares_them(key: str) -> None:
         lists = [plugin.coalesce_streams([output(value)]) for value in (now, was)]
         expected = plugin.IPyNbCell.compare_outputs(stock, *lists, skip_compare=skipped)
         assert (outputs.find_differences([output(was)], [output(now)], patterns) == []) == expected, (was, now)
+
+
+@pytest.mark.parametrize("name", ["3", "4.4 with the ids of 4.5"])
+def test_a_notebook_of_an_older_format_is_told_and_upgraded_on_update(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    (folder / "project.py").write_text(PROJECT_OF_NOTEBOOKS)
+    path = folder / "old.ipynb"
+    path.write_text(json.dumps(FORMATS[name]))
+    report = notebooks.check_notebooks(folder / "project.py")
+    assert "old: format" in [row.name for row in report.failures]
+    assert "--update upgrades it" in str(report)
+    assert notebooks.update_notebooks(folder / "project.py").passed
+    raw = json.loads(path.read_text())
+    assert (raw["nbformat"], raw["nbformat_minor"]) == (4, 5)
+    assert "".join(raw["cells"][0]["outputs"][0]["text"]) == "42\n"
+    assert "old: format" not in [row.name for row in notebooks.check_notebooks(folder / "project.py").failures]
