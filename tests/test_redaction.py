@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
+import urllib.parse
+
 import pytest
 
 from mlops_lib.redaction import find_passwords, find_secrets, is_secret_name, redact
@@ -14,6 +19,16 @@ from mlops_lib.redaction import find_passwords, find_secrets, is_secret_name, re
         ("db_password", True),
         ("AWS_SECRET_ACCESS_KEY", True),
         ("api_key", True),
+        ("GITHUB_PAT", True),
+        ("MYSQL_PWD", True),
+        ("AWS_ACCESS_KEY_ID", True),
+        ("PGPASS", False),
+        ("PATH", False),
+        ("PWD_LIMIT", True),
+        ("key", False),
+        ("n_passes", False),
+        ("SORT_KEY", False),
+        ("author", False),
         ("HOME", False),
     ],
 )
@@ -34,7 +49,71 @@ def test_the_stores_password_counts_whatever_its_length_and_others_from_six_char
         "DB": "postgresql://ada:hunter22@db",
         "HOME": "/home/ada",
     }
-    assert find_secrets(environ, "http://ada:pg@server") == ("longer-one", "hunter22", "pg")
+    found = find_secrets(environ, "http://ada:pg@server")
+    assert {"longer-one", "hunter22", "pg"} <= set(found)
+    assert not {"short", "/home/ada"} & set(found)
+    assert list(found) == sorted(found, key=len, reverse=True)
+
+
+RANDOM = "q8Zr2LxV0pTnYw7KdB4h"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("STRIPE_KEY", "sk_live_" + "a1B2" * 6, "sk_live_" + "a1B2" * 6),
+        ("MAPS_KEY", RANDOM[:12], RANDOM[:12]),
+        ("ANYTHING", "ghp_" + "a1B2" * 9, "ghp_" + "a1B2" * 9),
+        ("ANYTHING", RANDOM, RANDOM),
+        ("DB", "jdbc:postgresql://db/x?user=ada&password=hunter22", "hunter22"),
+        ("AZURE", "DefaultEndpointsProtocol=https;AccountKey=abc123/+=;EndpointSuffix=x", "abc123/+="),
+        ("ODBC", "Driver={SQL};Server=db;Uid=ada;Pwd={hunter22};", "hunter22"),
+        (
+            "PEM",
+            "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBg\nkqhkiG9w0BAQEF\n-----END PRIVATE KEY-----",
+            "kqhkiG9w0BAQEF",
+        ),
+    ],
+)
+def test_a_secret_is_known_by_its_form_too(name: str, value: str, secret: str) -> None:
+    text = redact(f"before {secret} after", find_secrets({name: value}, ""))
+    assert text == "before *** after"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HOME", "/home/ada/Projects/Flights2013"),
+        ("MLFLOW_RUN_ID", "0123456789abcdef0123456789abcdef"),
+        ("VERSION", "3.11.7+build2026.11.26"),
+        ("SORT_KEY", "departure_time"),
+        ("HOST", "ip-10-0-0-12.eu-central-1.compute.internal"),
+        ("LANG", "en_US.UTF-8"),
+        ("NAME", "a-very-long-name-of-a-container-x7"),
+        ("SSH_KEY", "~/.ssh/id_ed25519"),
+        ("N_KEY", "12"),
+        ("URL", "https://example.org/Some/Path2026?page=3"),
+    ],
+)
+def test_paths_words_ids_and_versions_are_no_secrets(name: str, value: str) -> None:
+    assert find_secrets({name: value}, "") == ()
+
+
+@pytest.mark.parametrize("secret", ['it\'s "quoted" & more', "tab\tand\nline", "plus+slash/é", "back\\slash"])
+def test_a_secret_is_starred_however_it_is_written(secret: str) -> None:
+    secrets = find_secrets({"MY_TOKEN": secret}, "")
+    for write in (
+        str,
+        repr,
+        json.dumps,
+        html.escape,
+        urllib.parse.quote_plus,
+        lambda text: base64.b64encode(text.encode()).decode(),
+        lambda text: f"{{'token': {text!r}}}",
+    ):
+        written = write(secret)
+        assert "***" in redact(written, secrets), written
+        assert not any(form in redact(written, secrets) for form in secrets)
 
 
 def test_secrets_are_starred_in_texts_lists_and_dicts_and_other_values_stay() -> None:

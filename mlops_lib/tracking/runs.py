@@ -26,6 +26,7 @@ from mlflow.tracking import MlflowClient
 from mlops_lib import data
 from mlops_lib.errors import QualityError
 from mlops_lib.project import Project
+from mlops_lib.redaction import redact
 from mlops_lib.tracking import liveness, store
 from mlops_lib.tracking.code import describe_code, log_difference
 
@@ -87,9 +88,9 @@ def start_run(
         if not project.run_id:
             log_difference(project, client, run.info.run_id)
         if tags:
-            mlflow.set_tags(dict(tags))
+            mlflow.set_tags(redact(dict(tags), project.secrets))
         if params:
-            mlflow.log_params(dict(params))
+            mlflow.log_params(redact(dict(params), project.secrets))
         for name, table in (inputs or {}).items():
             log_input(name, table)
         yield run

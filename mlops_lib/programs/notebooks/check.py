@@ -347,6 +347,7 @@ def _run(place: _Place, notebooks: Sequence[_Notebook], timeout_s: int, progress
     with tempfile.TemporaryDirectory(prefix="mlops-check-", ignore_cleanup_errors=True) as folder:
         scratch = Path(folder).resolve()
         variables = {**scratch_environment(scratch), "MLOPS_PROJECT": str(place.file)}
+        secrets = load_project(place.file).secrets
         for notebook in notebooks:
             if notebook.node is None:
                 return
@@ -362,7 +363,7 @@ def _run(place: _Place, notebooks: Sequence[_Notebook], timeout_s: int, progress
             log = scratch / f"{notebook.path.stem}.jsonl"
             ignored = [str(LIBRARY), str(place.file), str(scratch)]
             begin = f"from mlops_lib.data import reads; reads.start({str(log)!r}, {ignored!r})"
-            driver = Driver(notebook.path, cell_timeout_s=timeout_s, must_raise=False, progress=tell)
+            driver = Driver(notebook.path, cell_timeout_s=timeout_s, secrets=secrets, must_raise=False, progress=tell)
             copy_path = scratch / "executed" / notebook.path.name
             try:
                 driver.drive(notebook.executed, kernel_name, copy_path, begin=begin, variables=variables)

@@ -26,7 +26,7 @@ NOT_COMPARED.add("application/vnd.jupyter.widget-view+json")  # ids of widgets a
 _MEASURED = ("0.7213", "27", "12,345", "1e-05", "42.9%", "passed")
 Patterns = Sequence[tuple[str, str]]
 # What no two runs have in common: the file that a warning names for its cell, and addresses of objects.
-ALWAYS = [(r"\S*ipykernel_\d+/\d+\.py", "CELL"), (r"\b0x[0-9a-fA-F]{6,16}\b", "ADDRESS")]
+ALWAYS = [(r"ipykernel_\d+/\d+\.py", "CELL"), (r"\b0x[0-9a-fA-F]{6,16}\b", "ADDRESS")]
 
 
 def find_differences(old: Sequence[Any], new: Sequence[Any], patterns: Patterns) -> list[tuple[str, str]]:

@@ -273,7 +273,7 @@ class Execution:
                             nb, kernel_name, executed, begin=begin, environ=project.environ, variables=variables
                         )
                 finally:
-                    write_page(nb, html)
+                    write_page(nb, html, self.path.parent)
                     for file in (executed, html):
                         client.log_artifact(self.run_id, str(file))
                 logged.result()

@@ -16,7 +16,6 @@ import contextlib
 import io
 import json
 import math
-import re
 import tokenize
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from typing import Any, Literal, Optional, get_args, get_origin
 import pydantic
 
 from mlops_lib.errors import NotFoundError, ParameterError
-from mlops_lib.redaction import is_secret_name
+from mlops_lib.redaction import is_secret_name, is_secret_value
 
 TYPES: Mapping[str, Any] = {
     "int": int,
@@ -44,11 +43,6 @@ TYPES: Mapping[str, Any] = {
     "Literal": Literal,
     "Optional": Optional,
 }
-# Values that are secrets whatever their name: keys of clouds and forges, tokens, private keys, passwords in addresses.
-SECRET_VALUE = re.compile(
-    r"AKIA[0-9A-Z]{16}|gh[pousr]_\w{30,}|glpat-[\w-]{20,}|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{35}"
-    r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.|-----BEGIN [A-Z ]*PRIVATE KEY-----|\w+://[^/\s:@]+:[^/\s:@]+@"
-)
 
 
 class Expression(str):
@@ -148,7 +142,7 @@ def check_values(signature: Mapping[str, Parameter], values: Mapping[str, Any], 
     for name in values:
         if name not in signature:
             raise NotFoundError("parameter", notebook=path, name=name, declared=tuple(signature))
-        if is_secret_name(name) or SECRET_VALUE.search(repr(values[name])):
+        if is_secret_name(name) or is_secret_value(values[name]):
             raise ParameterError("secret", notebook=path, name=name)
     checked = {name: parameter.default for name, parameter in signature.items()}
     for name, value in values.items():

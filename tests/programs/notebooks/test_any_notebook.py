@@ -12,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import psutil
 import pytest
 from click.testing import CliRunner
 from notebook_files import count_runs, last_run, statuses, write_notebook
+from PIL import Image
 from rounds import wait_until
 
 from mlops_lib import cli
 from mlops_lib.errors import NotebookError, ParameterError, StoreError
 from mlops_lib.programs import notebooks
 from mlops_lib.programs.notebooks import formats, outputs
+from mlops_lib.programs.notebooks.page import write_page
 from mlops_lib.programs.notebooks.signature import Parameter, check_values, parse_value, read_signature, to_source
 from mlops_lib.project import Project, load_project
+from mlops_lib.report import Report, Row
 from mlops_lib.tracking import store
 
 
@@ -204,7 +208,7 @@ def test_a_skipped_cell_is_no_failure_and_keeps_its_outputs(project: Project, fo
     ("was", "now"),
     [
         ("/tmp/ipykernel_12/34.py:1: UserWarning: careful", "/tmp/ipykernel_5678/99.py:1: UserWarning: careful"),
-        ("/var/folders/x/T/ipykernel_1/2.py:3: DeprecationWarning", "/tmp/ipykernel_9/8.py:3: DeprecationWarning"),
+        ("/tmp/ipykernel_1/2.py:3: DeprecationWarning", "/tmp/ipykernel_9/8.py:3: DeprecationWarning"),
         ("<function f at 0x7f1234567890>", "<function f at 0x7fabcdef0123>"),
     ],
 )
@@ -340,3 +344,71 @@ def test_a_store_whose_experiment_was_deleted_says_how_to_restore_it(project: Pr
     client.delete_experiment(client.get_experiment_by_name("toy").experiment_id)
     with pytest.raises(StoreError, match="mlflow experiments restore --experiment-id"):
         notebooks.run_notebook(project, path)
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+ACTING = (
+    '<meta http-equiv="refresh" content="0;url=http://evil.example"><style>body{display:none}</style>'
+    '<base href="http://evil.example/"><script>alert(1)</script><form action="x"><input></form>'
+    '<div style="position:fixed;top:0;left:0;width:100%;height:100%;z-index:9;background:red">covers</div>'
+    '<iframe src="http://evil.example"></iframe><a href="javascript:alert(1)">link</a><img src=x onerror=alert(1)>'
+    "<svg><style>*{display:none}</style></svg><STYLE>p{display:none}"
+)
+
+
+def write_page_of(folder: Path, *cells: Any) -> str:
+    folder.mkdir(exist_ok=True)
+    write_page(nbformat.v4.new_notebook(cells=list(cells)), folder / "page.html", folder)
+    return (folder / "page.html").read_text(encoding="utf-8").partition("<main")[2]
+
+
+def showing(**data: str) -> Any:
+    outputs = [nbformat.v4.new_output("display_data", {mime.replace("_", "/"): text for mime, text in data.items()})]
+    return nbformat.v4.new_code_cell("x", outputs=outputs)
+
+
+@pytest.mark.parametrize("mime", ["text_html", "text_markdown"])
+def test_an_output_cannot_act_on_its_page(folder: Path, mime: str) -> None:
+    page = write_page_of(folder, showing(**{mime: ACTING}))
+    assert "covers" in page
+    for word in (
+        "<meta",
+        "<style",
+        "<base",
+        "<script",
+        "<form",
+        "<iframe",
+        "javascript:",
+        "onerror",
+        "position",
+        "z-index",
+    ):
+        assert word not in page.lower(), word
+    assert "evil.example" not in page
+
+
+def test_a_page_keeps_tables_colours_and_figures(folder: Path) -> None:
+    table = pd.DataFrame({"a": [1], "b": ["<i>"]})._repr_html_()
+    report = Report("Gates", (Row("roc_auc", 0.6, ">= 0.7", "failed"),))._repr_html_()
+    page = write_page_of(folder, showing(text_html=table), showing(text_html=report), showing(image_png="aGVsbG8="))
+    assert "<th>a</th>" in page
+    assert "&lt;i&gt;" in page
+    assert 'style="color:#b2182b;"' in page
+    assert "data:image/png;base64,aGVsbG8=" in page
+
+
+def test_formulas_and_pictures_of_markdown_are_in_the_page(folder: Path) -> None:
+    folder.mkdir()
+    Image.new("RGB", (3, 3), "red").save(folder / "local.png")
+    text = (
+        "# Rate $a_1 < b$\n\n$$\\sum_i x_i$$\n\n![local](local.png)\n\n`$code$`\n\n![away](http://evil.example/x.png)"
+    )
+    attached = nbformat.v4.new_markdown_cell("![it](attachment:it.png)")
+    attached["attachments"] = {"it.png": {"image/png": "aGVsbG8="}}
+    page = write_page_of(folder, nbformat.v4.new_markdown_cell(text), attached, showing(text_latex=r"$\alpha^2$"))
+    assert page.count("<math") == 3
+    assert "<code>$code$</code>" in page
+    assert page.count('src="data:image/png;base64,') == 2
+    assert 'src="http' not in page
+    assert r"\badformula{" in write_page_of(folder, nbformat.v4.new_markdown_cell(r"$\badformula{$"))

@@ -655,3 +655,19 @@ def test_a_notebook_of_an_older_format_is_told_and_upgraded_on_update(name: str,
     assert (raw["nbformat"], raw["nbformat_minor"]) == (4, 5)
     assert "".join(raw["cells"][0]["outputs"][0]["text"]) == "42\n"
     assert "old: format" not in [row.name for row in notebooks.check_notebooks(folder / "project.py").failures]
+
+
+def test_a_secret_of_the_environment_is_not_written_into_the_committed_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = 'it\'s "8Zr2LxV0pT"'
+    monkeypatch.setenv("STRIPE_PAT", secret)
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    (folder / "project.py").write_text(PROJECT_OF_NOTEBOOKS)
+    cell = new_code_cell("import os\nprint(os.environ['STRIPE_PAT'])\nprint([os.environ['STRIPE_PAT']])")
+    nbformat.write(new_notebook(cells=[cell]), folder / "tells.ipynb")
+    assert notebooks.update_notebooks(folder / "project.py").passed
+    text = (folder / "tells.ipynb").read_text()
+    assert "8Zr2LxV0pT" not in text
+    assert text.count("***") == 2
