@@ -121,6 +121,8 @@ def run(names: tuple[str, ...], given: tuple[str, ...], n_jobs: int, show: bool,
         return
     with progress_bar("cell", first=1) as progress:
         finished = run_notebook(project, *calls[0], **options, progress=progress)
+    if options["cached"] and finished.uncacheable:
+        click.echo(f"It will not be reused: {finished.uncacheable}", err=True)
     print_answer(Answer(_describe(finished), [str(finished), f"report: {finished.html_path}"]), as_json)
 
 
@@ -165,6 +167,7 @@ def _describe(finished: NotebookRun) -> dict[str, Any]:
         "duration_s": round(finished.duration_s, 3),
         "result": dict(finished.result),
         "stopped": finished.stopped,
+        "uncacheable": finished.uncacheable,
     }
 
 

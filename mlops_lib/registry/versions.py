@@ -155,7 +155,9 @@ def register(
         entry = Entry(action="register", stage=stage, reason=reason, operation=operation, **files)
         return replace(entry, from_version=ledger.state.current(stage))
 
-    return _version(project, registered, {stage: append(project, client, ledger, enter)})
+    made = _version(project, registered, {stage: append(project, client, ledger, enter)})
+    reads.note("made version", str(number), digest)
+    return made
 
 
 def _find_finished(client: MlflowClient, model_uri: str) -> LoggedModel:

@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from mlops_lib import registry
+from mlops_lib.data import reads
 from mlops_lib.programs.notebooks import keys
 from mlops_lib.project import Project
 from mlops_lib.tracking import store
@@ -67,6 +68,11 @@ def find_run(project: Project, client: MlflowClient, experiment_id: str, key: st
 def _is_unchanged(project: Project, entry: Mapping[str, Any]) -> bool:
     if entry["kind"] == "file":
         return bool(keys.fingerprint(Path(entry["name"])) == entry["content"])
+    if entry["kind"] == "folder":
+        return bool(reads.fingerprint_folder(entry["name"]) == entry["content"])
     if entry["kind"] == "stage":
         return bool(registry.current(project, entry["name"]) == entry["content"])
+    if entry["kind"] == "made version":  # one that is gone again was not made
+        found = {str(each.version): each.digest for each in registry.list_versions(project)}
+        return bool(found.get(entry["name"]) == entry["content"])
     return bool(registry.read_ledger(project).head == entry["content"])

@@ -57,6 +57,7 @@ class NotebookRun:
     duration_s: float
     cached: bool = False
     stopped: str = ""  # why it ended early on purpose
+    uncacheable: str = ""  # why ``cached`` will not find it again
 
     def __str__(self) -> str:
         """Return one line for people."""
@@ -282,7 +283,8 @@ class Execution:
                 client.log_dict(self.run_id, result, "result.json")
             inputs, reasons = reads.read_log(log)
             client.log_text(self.run_id, json.dumps(inputs, indent=1), cache.INPUTS_FILE)
-            last_tags = {cache.UNCACHEABLE_TAG: "; ".join(reasons)[:2000]} if reasons else {cache.KEY_TAG: key}
+            uncacheable = "; ".join(reasons)[:2000]
+            last_tags = {cache.UNCACHEABLE_TAG: uncacheable} if uncacheable else {cache.KEY_TAG: key}
             last_tags |= {STOPPED_TAG: stopped[:2000]} if (stopped := self.driver.stopped_because) else {}
             self.status = "FINISHED"
         except (NotebookStoppedError, KeyboardInterrupt):
@@ -292,7 +294,15 @@ class Execution:
             liveness.close_run(client, self.run_id, self.status, last_tags)
             self.duration_s = time.monotonic() - started_at
         return NotebookRun(
-            self.path, self.run_id, self.values, result, executed, html, self.duration_s, stopped=stopped
+            self.path,
+            self.run_id,
+            self.values,
+            result,
+            executed,
+            html,
+            self.duration_s,
+            stopped=stopped,
+            uncacheable=uncacheable,
         )
 
     def _compute_key(self, kernel_name: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import nbformat
 import numpy as np
+import pandas as pd
 import papermill.cli
 import psutil
 import pytest
@@ -647,16 +648,88 @@ def test_a_failed_run_is_never_returned(cachable: Project, folder: Path) -> None
         ("open('beside.txt').read()", "beside.txt' other than through mlops_lib.data"),
         ("import subprocess; subprocess.run(['sleep', '0'])", "started the program 'sleep'"),
         ("import sqlite3; sqlite3.connect('beside.txt')", "beside.txt' other than"),
+        ("import sqlite3; sqlite3.connect('file:beside.txt?mode=ro', uri=True)", "beside.txt' other than"),
+        ("import os; os.system('cat beside.txt > /dev/null')", "started the program 'sh -c cat beside.txt"),
+        ("import os; os.system('sleep 0')", "started the program 'sleep'"),
+        ("import subprocess; subprocess.run('cat beside.txt', shell=True)", "started the program 'cat'"),
+        ("import os; os.posix_spawn('/bin/sleep', ['sleep', '0'], {})", "started the program 'sleep'"),
+        ("open('beside.txt', 'r+').read()", "changed '"),
+        ("open('beside.txt', 'a').write('x')", "changed '"),
+        ("import os; os.read(os.open('beside.txt', os.O_RDWR), 1)", "changed '"),
+        ("import pyarrow.parquet as pq; pq.read_table('rows.parquet')", "rows.parquet' other than"),
+        ("import pyarrow.parquet as pq; pq.ParquetFile('rows.parquet').read()", "rows.parquet' other than"),
+        ("import pandas as pd; pd.read_parquet('rows.parquet')", "rows.parquet' other than"),
+        ("import pyarrow as pa; pa.memory_map('rows.parquet').read()", "rows.parquet' other than"),
+        ("import pyarrow.dataset as ds; ds.dataset('.').to_table()", "the folder '"),
+        ("import numpy as np; np.fromfile('beside.txt')", "beside.txt' other than"),
     ],
 )
 def test_an_undeclared_read_makes_a_run_uncacheable_with_the_reason(
     cachable: Project, folder: Path, cell: str, reason: str
 ) -> None:
     (folder / "beside.txt").write_text("")
-    path = write_notebook(folder, cell)
-    run_cached(cachable, path)
-    assert reason in last_run(cachable).data.tags["mlops.uncacheable"]
+    pd.DataFrame({"x": [1]}).to_parquet(folder / "rows.parquet")
+    path = write_notebook(folder, f"try:\n    {cell}\nexcept (OSError, ValueError):\n    pass")
+    finished = run_cached(cachable, path)
+    assert reason in finished.uncacheable
+    assert last_run(cachable).data.tags["mlops.uncacheable"] == finished.uncacheable
     assert not run_cached(cachable, path).cached
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "open('new.txt', 'w').write('x'); print(open('new.txt').read())",
+        "import os, tempfile; d = tempfile.mkdtemp(); open(d + '/a', 'a').write('x'); print(os.listdir(d))",
+        "import pandas as pd; pd.DataFrame({'x': [1]}).to_parquet('new.parquet'); pd.read_parquet('new.parquet')",
+        "import matplotlib.pyplot as plt; plt.plot([1]); plt.show()",
+        "import sklearn.datasets; sklearn.datasets.load_iris()",
+        "import ctypes.util; ctypes.util.find_library('c')",
+    ],
+)
+def test_what_a_run_wrote_itself_and_what_libraries_bring_are_no_inputs(
+    cachable: Project, folder: Path, cell: str
+) -> None:
+    path = write_notebook(folder, cell)
+    assert run_cached(cachable, path).uncacheable == ""
+    for name in ("new.txt", "new.parquet"):
+        (folder / name).unlink(missing_ok=True)
+    assert run_cached(cachable, path).cached
+
+
+def test_a_folder_that_was_listed_is_an_input_by_its_names(cachable: Project, folder: Path) -> None:
+    (cachable.root / "more data").mkdir()
+    cell = "import glob\nfrom mlops_lib import tracking\ntracking.record_result(n=len(glob.glob('../more data/*')))"
+    path = write_notebook(folder, cell)
+    assert run_cached(cachable, path).result == {"n": 0}
+    assert run_cached(cachable, path).cached
+    (cachable.root / "more data" / "a.csv").write_text("")
+    assert run_cached(cachable, path).result == {"n": 1}
+
+
+def test_a_folder_whose_name_only_begins_like_a_known_one_is_no_known_one(cachable: Project, folder: Path) -> None:
+    beside = cachable.runs_path.with_name(cachable.runs_path.name + "-of-mine")
+    beside.mkdir(parents=True)
+    (beside / "x.txt").write_text("")
+    path = write_notebook(folder, f"open({str(beside / 'x.txt')!r}).read()")
+    assert "x.txt' other than" in run_cached(cachable, path).uncacheable
+
+
+def test_a_training_run_whose_version_is_gone_is_run_again(cachable: Project, folder: Path) -> None:
+    from conftest import register_model
+
+    from mlops_lib import registry
+
+    made = register_model(cachable)
+    cell = "from mlops_lib import registry, tracking\nfrom mlops_lib.project import load_project\n"
+    cell += f"made = registry.register(load_project(), 'models:/{made.model_id}')\n"
+    cell += "tracking.record_result(version=made.version)"
+    path = write_notebook(folder, cell)
+    assert run_cached(cachable, path).result == {"version": 2}
+    assert run_cached(cachable, path).cached
+    registry.register(cachable, f"models:/{made.model_id}")
+    registry.delete_version(cachable, 2, reason="not wanted")
+    assert run_cached(cachable, path).result == {"version": 4}
 
 
 def test_a_module_beside_the_notebook_is_an_input(cachable: Project, folder: Path) -> None:
