@@ -149,7 +149,7 @@ def test_a_store_that_is_away_and_a_stage_that_is_empty_change_nothing(
     assert capsys.readouterr().err.count("still serving version 1") == 1, "said once, not every ten seconds"
     follower.project = project
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "current", lambda *_: None)
+        patch.setattr(registry, "standing", lambda _: {"prod": None})
         follower.look()
     assert (follower.served.release.version, follower.waiting) == (1, "stage 'prod' is empty")
     follower.look()

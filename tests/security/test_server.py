@@ -21,6 +21,7 @@ from werkzeug.security import generate_password_hash
 
 from mlops_lib import gates, registry, tracking
 from mlops_lib.errors import ModelFileError, RefusedError, StoreError
+from mlops_lib.gates import Threshold
 from mlops_lib.project import Project
 from mlops_lib.registry.ledger import open_ledger
 from mlops_lib.tracking import store
@@ -252,22 +253,25 @@ def test_a_trainer_cannot_forge_moves_and_what_is_forged_beside_them_counts_for_
     with people.acting_as("pia") as project:
         (row,) = [row for row in registry.check_store(project).failures if row.name == "alias prod"]
         assert row.reason == "the ledger has no version there"
+    with people.acting_as("admin") as project:
         store.connect(project.tracking_uri).delete_registered_model_alias("parted", "prod")
 
 
 @pytest.mark.filterwarnings(IGNORED)
 def test_a_verdict_that_a_trainer_edited_carries_no_promotion(people: People) -> None:
     """The server lets trainers write verdicts; the promoter's own check says what they are worth."""
-    with people.acting_as("tom") as project:
-        made = register_model(project, C=1e-6)
+    high = (Threshold("roc_auc", 0.99),)
+    with people.acting_as("tom") as trainers:
+        project = replace(trainers, gates=high)
+        made = register_model(project, C=0.5)
         release = registry.load_model(project, made.version)
         verdict = gates.check_gates(project, release, None, "p2")
         assert not verdict.passed
         edited = replace(verdict, rows=tuple(replace(row, status="passed") for row in verdict.rows))
         with tracking.start_run(project):
             registry.log_verdict(project, made.version, edited)
-    with people.acting_as("pia") as project, pytest.raises(RefusedError, match="the check was done again, and"):
-        gates.promote(project, made.version, "staging")
+    with people.acting_as("pia") as promoters, pytest.raises(RefusedError, match="the check was done again, and"):
+        gates.promote(replace(promoters, gates=high), made.version, "staging")
 
 
 def test_secrets_are_for_one_user_and_survive_a_restart(team: Team) -> None:

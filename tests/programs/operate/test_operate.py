@@ -274,8 +274,8 @@ def test_a_changed_model_file_and_a_broken_ledger_are_told(in_prod: Project, fil
     path.write_bytes(path.read_bytes()[:-1])
     report = operate.examine(file)
     assert {name for name, status in rows_of(report).items() if status == "failed"} == {"dev", "staging", "prod"}
-    client = store.connect(in_prod.tracking_uri)
-    client.log_param(ledger_of(in_prod), "note", "x")
+    client, moves = store.connect(in_prod.tracking_uri), ledger_of(in_prod)
+    client.set_tag(moves, "mlops.ledger_head", "99:gone")
     assert rows_of(operate.examine(file))["ledger"] == "failed"
 
 
