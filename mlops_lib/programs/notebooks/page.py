@@ -134,7 +134,8 @@ def _make_cleaner() -> Callable[[str], str]:
     )
 
     def clean(text: str) -> str:
-        # The words in these are no text; a browser ends them as this does, and nbconvert writes <\/script> before.
-        return str(cleaner.clean(re.sub(r"(?is)<(style|script)\b.*?(<\\?/\1\s*>|\Z)", "", text)))
+        text = re.sub(r"(?i)<(style|script)\b[^>]*/>", "", text)  # as nbconvert writes one of a heading
+        # The words in these are no text; a browser ends them as this does.
+        return str(cleaner.clean(re.sub(r"(?is)<(style|script)\b.*?(</\1\s*>|\Z)", "", text)))
 
     return clean
