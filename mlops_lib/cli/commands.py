@@ -189,19 +189,23 @@ def status(as_json: bool) -> None:
     rows = []
     for server in servers:
         started = datetime.fromtimestamp(server["started_at"], UTC).isoformat(timespec="seconds")
-        rows.append([server["key"], server["pid"], started, f"{server['preload_s']:.1f} s", len(server["kernels"])])
-    print_answer(Answer(servers, table_of(["server", "pid", "started", "preload", "kernels"], rows)), as_json)
+        preload, checkout = f"{server['preload_s']:.1f} s", Path(server["python"]).parents[2]
+        rows.append([server["key"], server["pid"], started, preload, len(server["kernels"]), checkout])
+    header = ["server", "pid", "started", "preload", "kernels", "checkout"]
+    print_answer(Answer(servers, table_of(header, rows)), as_json)
 
 
 @kernels.command()
-def stop() -> None:
-    """End every warm server, and the kernels and commands that it has forked with it.
+@click.option("--all", "everywhere", is_flag=True, help="Those of this user's other checkouts too.")
+def stop(everywhere: bool) -> None:
+    """End this checkout's warm servers, and the kernels and commands that they have forked with them.
 
     Example: mlops kernels stop
     """
-    servers = warm.status()
+    servers = [each for each in warm.status() if everywhere or Path(each["python"]) == Path(sys.executable)]
     n_kernels, n_commands = (sum(len(server[name]) for server in servers) for name in ("kernels", "commands"))
-    click.echo(f"servers stopped: {warm.stop()}, ended with them: {n_kernels} kernels, {n_commands} commands")
+    n_servers = warm.stop(everywhere=everywhere)
+    click.echo(f"servers stopped: {n_servers}, ended with them: {n_kernels} kernels, {n_commands} commands")
 
 
 @kernels.command()

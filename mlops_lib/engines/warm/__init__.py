@@ -11,8 +11,9 @@ be left unread.
 
 A server is only ever shared by kernels that would have come out the same: see :mod:`mlops_lib.engines.warm.keys`.
 Known differences from a plain kernel: warnings that an import gives are not shown again, MLflow's usage telemetry is
-off, kernels of one server iterate over sets of strings in the same order, and a library that is edited in place is seen
-only after :func:`stop`. It refuses a directory that others may enter, and clients of other users.
+off, kernels of one server iterate over sets of strings in the same order, a library that is edited in place is seen
+only after :func:`stop`, and the leader of a kernel's session is its parent, which stands between it and the server. It
+refuses a directory that others may enter, and clients of other users.
 
 >>> environment()
 {'JUPYTER_DEFAULT_PROVISIONER_NAME': 'mlops-warm'}

@@ -31,8 +31,8 @@ class WarmProcess:
 
     stdin = stdout = stderr = None
 
-    def __init__(self, connection: socket.socket, pid: int) -> None:
-        self.connection, self.pid = connection, pid
+    def __init__(self, connection: socket.socket, pid: int, pgid: int) -> None:
+        self.connection, self.pid, self.pgid = connection, pid, pgid
         self.returncode: int | None = None
         self.is_lost = False  # its server has ended before it
 
@@ -57,7 +57,7 @@ class WarmProcess:
     def send_signal(self, signum: int) -> None:
         """Signal the process's group. Its number stays taken until this side hangs up."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signum)
+            os.killpg(self.pgid, signum)
 
     def terminate(self) -> None:
         """Ask the process to end."""
@@ -100,7 +100,7 @@ def fork(
             raise WarmKernelError("fork", reason=f"the fork failed: {answer.get('error', answer)}")
         connection.settimeout(None)
         undo.pop_all()
-    return WarmProcess(connection, answer["pid"])
+    return WarmProcess(connection, answer["pid"], answer["pgid"])
 
 
 def _connect(connection: socket.socket, path: str, start: Callable[[], None] | None) -> None:

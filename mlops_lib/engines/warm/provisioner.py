@@ -51,8 +51,8 @@ class WarmProvisioner(LocalProvisioner):
         if self.folder is None and manager is not None and _is_ours(self.kernel_spec.argv):
             try:
                 self.folder, self.lock = make_kernel_folder()
-            except WarmKernelError as error:
-                explain(str(error))
+            except (WarmKernelError, OSError) as error:  # the latter of a folder that is full or read-only
+                explain(_say(error))
             else:
                 manager.client_factory = _quick(manager.client_factory)
                 if (manager.transport, manager.ip) == ("tcp", localhost()):  # else it is to be reached from afar
@@ -66,10 +66,10 @@ class WarmProvisioner(LocalProvisioner):
         try:
             # In a thread, because a server may have to be started first, which takes seconds.
             self.process = await asyncio.to_thread(fork_kernel, cmd, **self._scrub_kwargs(kwargs))
-        except WarmKernelError as error:
-            explain(str(error))
+        except (WarmKernelError, OSError) as error:
+            explain(_say(error))
             return await super().launch_kernel(cmd, **kwargs)
-        self.pid = self.pgid = self.process.pid
+        self.pid, self.pgid = self.process.pid, self.process.pgid
         self.cwd = kwargs.get("cwd") or Path.cwd()
         return self.connection_info
 
@@ -187,6 +187,11 @@ async def _wait_end(process: WarmProcess) -> None:
 def explain(reason: str) -> None:
     """Say once on stderr why a kernel is a plain one."""
     print(f"{reason} A plain kernel is used; its imports take their usual time.", file=sys.stderr)
+
+
+def _say(error: Exception) -> str:
+    """Return an error of ours as it is, and one of the system's as one of ours."""
+    return str(error if isinstance(error, WarmKernelError) else WarmKernelError("fork", reason=f"{error}"))
 
 
 def _is_ours(argv: Sequence[str]) -> bool:

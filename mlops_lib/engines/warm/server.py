@@ -160,6 +160,7 @@ class Server:
         self.poll = select.poll()
         self.poll.register(listener, select.POLLIN)
         self.children: dict[int, Child] = {}  # by each of its three watched files
+        self.spare = os.open(os.devnull, os.O_RDONLY)  # given up to hang up on somebody when all other files are in use
 
     def serve(self) -> None:
         """Answer until idle. Whoever connects in the last moment is still served."""
@@ -186,29 +187,44 @@ class Server:
 
     def accept(self) -> None:
         """Fork a child for a client of the same user; hang up on anybody else."""
-        connection, _ = self.listener.accept()
+        try:
+            connection, _ = self.listener.accept()
+        except OSError:  # no file is left: whoever asks starts a process of their own
+            os.close(self.spare)
+            with contextlib.suppress(OSError):
+                self.listener.accept()[0].close()
+            self.spare = os.open(os.devnull, os.O_RDONLY)
+            return
         client_pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid != os.getuid():
             connection.close()
             return
+        opened, pid = list[int](), -1
         try:
             client_pidfd = os.pidfd_open(client_pid)
+            opened.append(client_pidfd)
             with warnings.catch_warnings():  # Python 3.12 warns of native threads; pyarrow's one survives forks
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
-        except OSError as error:  # the client has died, or there is no room for another process
+            if pid == 0:
+                try:
+                    self.forget()
+                    os.close(client_pidfd)
+                    become(connection)
+                finally:
+                    os._exit(1)  # whatever happens, only the server may return from here
+            opened.append(os.pidfd_open(pid))
+        except OSError as error:  # the client has died, or there is no room for another process or file
+            if pid > 0:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
             with contextlib.suppress(OSError):
                 send(connection, {"error": f"{type(error).__name__}: {error}"})
             connection.close()
+            for file in opened:
+                os.close(file)
             return
-        if pid == 0:
-            try:
-                self.forget()
-                os.close(client_pidfd)
-                become(connection)
-            finally:
-                os._exit(1)  # whatever happens, only the server may return from here
-        self.watch(Child(pid, os.pidfd_open(pid), connection, client_pidfd))
+        self.watch(Child(pid, opened[1], connection, client_pidfd))
 
     def watch(self, child: Child) -> None:
         """Be woken when a child or its client ends, or when the client hangs up: what it says is for the child."""
@@ -219,7 +235,7 @@ class Server:
 
     def forget(self) -> None:
         """Close, in a forked child, everything that is the server's: others learn from it that somebody has gone."""
-        for file in (*self.children, self.record_fd):
+        for file in (*self.children, self.record_fd, self.spare):
             os.close(file)
         self.listener.close()
 
@@ -262,6 +278,7 @@ def become(connection: socket.socket) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setsid()
+        stand_between(connection)
         run = _answer(connection)
     except BaseException:  # noqa: BLE001 - the client knows, and does without
         os._exit(code)
@@ -276,6 +293,28 @@ def become(connection: socket.socket) -> NoReturn:
         os._exit(code)  # half a million frozen objects are not taken apart one by one
 
 
+def stand_between(connection: socket.socket) -> None:
+    """Fork once more and return in the child only: what it runs may kill its parent, and that is not the server of all.
+
+    The parent waits and ends as the child does. It leads their group and session, takes no signal but SIGKILL, and is
+    what the server watches.
+    """
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    pid = os.fork()
+    if pid == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+        return
+    connection.close()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        with contextlib.suppress(OSError, ValueError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os._exit(code if code >= 0 else 1)
+
+
 def _answer(connection: socket.socket) -> Callable[[], None]:
     """Read the request, say how it went, and return what runs."""
     connection.settimeout(30)
@@ -287,7 +326,7 @@ def _answer(connection: socket.socket) -> Callable[[], None]:
     except BaseException as error:
         send(connection, {"error": f"{type(error).__name__}: {error}"})
         raise
-    send(connection, {"pid": os.getpid()})
+    send(connection, {"pid": os.getpid(), "pgid": os.getpgid(0)})
     if "script" in request:
         take(receive(connection)[1])
     connection.close()

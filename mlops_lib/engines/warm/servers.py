@@ -148,12 +148,20 @@ def status() -> list[dict[str, Any]]:
     return [{**record, **_list_children(record["pid"])} for record in _list_servers(runtime_directory())]
 
 
-def stop() -> int:
-    """End every server of this user, with its kernels and commands, and return how many there were."""
+def stop(*, everywhere: bool = False) -> int:
+    """End the servers of this interpreter, with their kernels and commands, and return how many there were.
+
+    Parameters
+    ----------
+    everywhere : bool
+        Also those of this user's other interpreters, such as another checkout's.
+    """
     if not is_supported():
         return 0
     stopped = 0
     for server in _list_servers(runtime_directory()):
+        if not everywhere and Path(server["python"]) != Path(sys.executable):
+            continue
         with contextlib.suppress(ProcessLookupError):
             process = os.pidfd_open(server["pid"])
             signal.pidfd_send_signal(process, signal.SIGTERM)
@@ -177,7 +185,8 @@ def _list_children(server_pid: int) -> dict[str, list[dict[str, Any]]]:
 
     children: dict[str, list[dict[str, Any]]] = {"kernels": [], "commands": []}
     with contextlib.suppress(psutil.Error):
-        for process in psutil.Process(server_pid).children():
+        between = psutil.Process(server_pid).children()  # one process stands between server and each of its forks
+        for process in [child for parent in between for child in parent.children()]:
             with contextlib.suppress(psutil.Error):  # it has just ended
                 facts = {"pid": process.pid, "cwd": process.cwd(), "started_at": process.create_time()}
                 facts["rss_mb"] = round(process.memory_info().rss / 2**20)

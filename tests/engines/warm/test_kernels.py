@@ -157,7 +157,7 @@ def test_a_warm_kernel_looks_like_a_plain_one_from_inside(tmp_path, monkeypatch)
             'main': sorted(name for name in vars(sys.modules['__main__']) if name.startswith('__')),
             'env': {name: value for name, value in os.environ.items() if name not in hidden}, 'cwd': os.getcwd(),
             'umask': os.umask(0), 'limits': [resource.getrlimit(i) for i in range(16)],
-            'leader': os.getsid(0) == os.getpid() == os.getpgid(0),
+            'group': os.getsid(0) == os.getpgid(0),
             'signals': [str(signal.getsignal(i)).split(' at ')[0] for i in (2, 13, 15, 17)], 'nice': os.nice(0),
             'tmp': tempfile.gettempdir(), 'locale': locale.getlocale(), 'oom': open('/proc/self/oom_score_adj').read(),
             'groups': os.getgroups(), 'affinity': sorted(os.sched_getaffinity(0)),
@@ -330,6 +330,77 @@ def test_kernels_end_with_a_server_that_was_killed(fresh):
         assert len(warm.status()) == 1
 
 
+def server_of(pid: int) -> int:
+    """Return the server of a kernel: the parent of the one process that stands between."""
+    return psutil.Process(psutil.Process(pid).ppid()).ppid()
+
+
+def test_a_notebook_that_kills_its_parent_ends_itself_alone(fresh):
+    with kernel() as victim, kernel() as other:
+        other("x = 7")
+        victim.client.execute("import os, signal; os.kill(os.getppid(), signal.SIGKILL)")
+        wait_until(lambda: not victim.manager.is_alive())
+        wait_until(lambda: is_gone(victim.manager.provisioner.pid))
+        assert other("print(x)") == "7"
+        assert len(warm.status()) == 1
+        with kernel() as again:
+            assert is_warm(again)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGSEGV])
+def test_a_kernels_exit_status_is_that_of_its_signal(fresh, number):
+    with kernel() as run:
+        os.kill(run.manager.provisioner.pid, number)
+        wait_until(lambda: run.manager.provisioner.process.poll() is not None)
+        assert run.manager.provisioner.process.returncode == -number
+
+
+def test_a_signal_that_a_kernel_handles_does_not_end_it(fresh):
+    with kernel() as run:
+        run("import signal; seen = []; _ = signal.signal(signal.SIGUSR1, lambda n, _: seen.append(n))")
+        run.manager.provisioner.process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: run("print(len(seen))") == "1")
+
+
+def test_a_server_without_files_left_goes_on_and_its_kernels_live(fresh, explained):
+    with kernel() as run:
+        run("x = 7")
+        (server,) = warm.status()
+        before = psutil.Process(server["pid"]).rlimit(psutil.RLIMIT_NOFILE)
+        n_files = psutil.Process(server["pid"]).num_fds()
+        for room in (0, 1, 2):  # refused at once, when it looks at the client, when it has forked
+            psutil.Process(server["pid"]).rlimit(psutil.RLIMIT_NOFILE, (n_files + room, before[1]))
+            with kernel() as plain:
+                assert not is_warm(plain)
+            assert run("print(x)") == "7"
+        psutil.Process(server["pid"]).rlimit(psutil.RLIMIT_NOFILE, before)
+        assert psutil.Process(server["pid"]).num_fds() == n_files, "none of those that were refused left one"
+        with kernel() as again:
+            assert is_warm(again)
+    assert "A plain kernel is used" in explained()[0]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small folder")
+@pytest.mark.parametrize("spoil", ["full", "read-only"])
+def test_a_runtime_folder_that_cannot_be_written_gives_plain_kernels(monkeypatch, explained, spoil):
+    folder = new_runtime_directory()
+    options = "size=4k,nr_inodes=2,mode=700" if spoil == "full" else "ro,mode=700"
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user cannot mount a folder")
+    try:
+        if spoil == "full":
+            (folder / "full").write_text("x" * 4096)
+        monkeypatch.setenv("MLOPS_RUNTIME_DIR", str(folder))
+        with kernel() as run:
+            assert not is_warm(run)
+            assert run("print(6 * 7)") == "42"
+        assert "A plain kernel is used" in explained()[0]
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
 # --- the server -----------------------------------------------------------------------------------------------------
 
 
@@ -352,7 +423,7 @@ def test_twelve_kernels_asked_for_at_once_come_from_one_server(fresh):
     async def start() -> tuple[int, int]:
         manager, client = await start_new_async_kernel(kernel_name="mlops")
         pid = manager.provisioner.pid
-        parent = psutil.Process(pid).ppid()
+        parent = server_of(pid)
         all_started.wait(timeout=60)
         client.stop_channels()
         await manager.shutdown_kernel(now=True)
@@ -381,7 +452,7 @@ def test_another_environment_gets_another_server(fresh, monkeypatch):
             assert len(warm.status()) == 1
         with kernel(env={**os.environ, "OMP_NUM_THREADS": "3"}) as other:
             assert len(warm.status()) == 2
-            parents = {psutil.Process(run.manager.provisioner.pid).ppid() for run in (one, other)}
+            parents = {server_of(run.manager.provisioner.pid) for run in (one, other)}
     assert parents == {server["pid"] for server in warm.status()}
     assert same is not other
 

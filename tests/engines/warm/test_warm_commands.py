@@ -113,7 +113,7 @@ def read_line(process: subprocess.Popen[str]) -> str:
 
 
 def is_forked(pid: int, server: int) -> bool:
-    return psutil.Process(pid).ppid() == server
+    return psutil.Process(psutil.Process(pid).ppid()).ppid() == server  # one process stands between
 
 
 # --- the same as without a server -----------------------------------------------------------------------------------
@@ -279,7 +279,8 @@ def test_an_edited_module_is_seen_by_the_next_command(tool: Path) -> None:
 def test_a_notebook_run_by_a_warm_command_has_a_warm_kernel_of_the_same_server(
     environ: Path, project: Project, server_pid: int
 ) -> None:
-    cell = "import os\nfrom mlops_lib import tracking\ntracking.record_result(parent=os.getppid())"
+    cell = "import os, psutil\nfrom mlops_lib import tracking\n"
+    cell += "tracking.record_result(parent=psutil.Process(os.getppid()).ppid())"
     for name in ("a", "b"):
         write_notebook(project.root / "notebooks", cell, parameters=None, name=name)
     one = run([MLOPS, "run", "a", "--json"])
