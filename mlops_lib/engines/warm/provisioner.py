@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -64,8 +65,11 @@ class WarmProvisioner(LocalProvisioner):
         if self.folder is None:
             return await super().launch_kernel(cmd, **kwargs)
         try:
-            # In a thread, because a server may have to be started first, which takes seconds.
-            self.process = await asyncio.to_thread(fork_kernel, cmd, **self._scrub_kwargs(kwargs))
+            # In a thread, because a server may have to be started first, which takes seconds; and in one of its own,
+            # since the threads of a loop's executor are lost when multiprocessing forks it, and nobody tells the loop.
+            start = functools.partial(fork_kernel, cmd, **self._scrub_kwargs(kwargs))
+            with ThreadPoolExecutor(1) as executor:
+                self.process = await asyncio.get_running_loop().run_in_executor(executor, start)
         except (WarmKernelError, OSError) as error:
             explain(_say(error))
             return await super().launch_kernel(cmd, **kwargs)
@@ -226,7 +230,7 @@ def _quick(factory: type) -> type:
         AsyncKernelClient.wait_for_ready: _wait_for_ready,
         BlockingKernelClient.wait_for_ready: run_sync(_wait_for_ready),
     }
-    own = stock.get(factory.wait_for_ready)  # type: ignore[attr-defined]
+    own = stock.get(getattr(factory, "wait_for_ready", None))  # type: ignore[arg-type] # a factory of others' has none
     return type(factory.__name__, (factory,), {"wait_for_ready": own}) if own else factory
 
 

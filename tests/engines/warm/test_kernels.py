@@ -496,6 +496,40 @@ def test_what_crashed_processes_left_behind_is_swept(fresh):
     assert list(fresh.glob("k-*")) == []
 
 
+FORKED_CLIENTS = """
+import multiprocessing as mp
+import sys
+from concurrent.futures import ProcessPoolExecutor
+import nbformat
+from nbclient import NotebookClient
+
+def run(number):
+    cell = nbformat.v4.new_code_cell(f"import sys; print({number}, 'pandas' in sys.modules or 'x')")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    NotebookClient(notebook, kernel_name="mlops").execute()
+    return notebook.cells[0].outputs[0].text.split()[0]
+
+run(9)
+with ProcessPoolExecutor(2, mp_context=mp.get_context("fork")) as pool:
+    print(*pool.map(run, range(4)))
+"""
+
+
+def test_clients_that_multiprocessing_forks_get_kernels_too(tmp_path):
+    (tmp_path / "clients.py").write_text(FORKED_CLIENTS)
+    done = subprocess.run([sys.executable, tmp_path / "clients.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["0", "1", "2", "3"]
+    assert "plain kernel" not in done.stderr
+
+
+def test_a_client_factory_of_others_is_left_as_it_is():
+    class Plain:
+        pass
+
+    assert provisioner._quick(Plain) is Plain
+
+
 # --- refusals and the plain kernel ----------------------------------------------------------------------------------
 
 
