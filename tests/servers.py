@@ -125,11 +125,12 @@ def run_server(uri: str, folder: Path, *options: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def run_mlflow(uri: str, folder: Path) -> Iterator[str]:
-    """Run MLflow's server as it comes, with proxied artifacts in ``folder``, on a free port; yield its address."""
+def run_mlflow(uri: str, folder: Path, *, is_proxy: bool = True) -> Iterator[str]:
+    """Run MLflow's server on a free port, artifacts in ``folder``, proxied as it comes or named; yield its address."""
     address = f"127.0.0.1:{(port := free_port())}"
     command = [str(BIN / "mlflow"), "server", "--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
+    place = ["--artifacts-destination"] if is_proxy else ["--no-serve-artifacts", "--default-artifact-root"]
+    command += [*place, str(folder / "artifacts")]
     with running(command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, folder / "log") as begun:
         wait_for(f"http://{address}/health", begun, folder / "log")
         yield f"http://{address}"

@@ -128,7 +128,8 @@ def find_ledger(project: Project, client: MlflowClient, *, with_moves: bool = Tr
     agreed = _agreed_runs(client, model) if model else None
     if model and agreed:
         chains = [replace(chain, run_id=run_id) for chain, run_id in zip(_chains(ledger), agreed, strict=True)]
-        ledger = replace(ledger, registrations=chains[0], moves=chains[1], aliases=model.aliases)
+        ledger = replace(ledger, registrations=chains[0], moves=chains[1])
+        ledger = replace(ledger, aliases=model.aliases if store.has_aliases(project.tracking_uri) else None)
         ledger = _read(project, client, ledger, with_moves=with_moves)
     if with_moves:
         memory.raise_for_missing(project, ledger)
@@ -307,7 +308,7 @@ def append(project: Project, client: MlflowClient, ledger: Ledger, draft: Entry 
         winner = "the model was deleted and made again"  # what was written stays in the ledger of the one that is gone
     else:
         memory.remember(project, after)
-        follow(client, replace(after, aliases=model.aliases))
+        follow(client, replace(after, aliases=model.aliases if after.aliases is not None else None))
         return written
     action = f"{entry.action} {entry.stage or entry.version}"
     raise RefusedError("head_moved", name=project.name, action=action, winner=winner)
@@ -363,7 +364,7 @@ def follow(client: MlflowClient, ledger: Ledger) -> tuple[str, ...]:
                 client.delete_model_version(ledger.name, str(entry.version))
                 done.append(f"version {entry.version}")
     for stage, entry in ledger.state.standing.items():
-        if str(ledger.aliases.get(stage)) != str(entry.version):
+        if ledger.aliases is not None and str(ledger.aliases.get(stage)) != str(entry.version):
             # One that was deleted behind the ledger's back has no alias: check_store tells.
             with store.ignore_codes("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
                 _set(client.set_registered_model_alias, ledger.name, stage, str(entry.version))

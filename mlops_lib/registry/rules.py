@@ -248,7 +248,7 @@ class Ledger:
     name: str
     registrations: Chain
     moves: Chain
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] | None = field(default_factory=dict)  # None where the store keeps none
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:

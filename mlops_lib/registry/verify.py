@@ -15,7 +15,6 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.entities import LoggedModel, LoggedModelStatus
@@ -110,7 +109,7 @@ def _row(name: str, value: int | str | None, limit: str, reason: str = "") -> Ro
 
 def _check_database(uri: str) -> Row:
     name, limit = "database", "whole, one schema version"
-    if urlsplit(uri).scheme in ("http", "https"):
+    if store.is_remote(uri):
         reason = "behind a server: verify on its host, or ask whoever runs it"
         return Row(name, None, limit, "not_applicable", reason)
     path, faults = store.sqlite_path(uri), []
@@ -145,15 +144,7 @@ def _check_ledger(project: Project, ledger: Ledger, stored: Mapping[int, ModelVe
     ahead = [entry.label for entry in ledger.entries if entry.time > clock]
     if ahead:
         yield Row("times", len(ahead), "none in the future", "passed", f"a clock was ahead: {listed(ahead)}")
-    for stage in project.stages:
-        alias, current = int(ledger.aliases.get(stage, 0)) or None, ledger.state.current(stage)
-        if alias is None and current is None:
-            yield Row(f"alias {stage}", None, "none", "not_applicable", "empty")
-        elif current is None:
-            yield _row(f"alias {stage}", alias, "none", "the ledger has no version there")
-        else:
-            reason = "moved by other hands or cut off; 'mlops history' puts it right" if alias != current else ""
-            yield _row(f"alias {stage}", alias, f"version {current}", reason)
+    yield from _check_aliases(project, ledger)
     registered = ledger.state.registered
     n_sound = 0
     for number, entry in sorted(registered.items()):
@@ -167,6 +158,22 @@ def _check_ledger(project: Project, ledger: Ledger, stored: Mapping[int, ModelVe
         yield Row(f"version {number}", None, "registered here", "not_applicable", reason)
     if n_sound:
         yield _row("versions", n_sound, "as registered")
+
+
+def _check_aliases(project: Project, ledger: Ledger) -> Iterator[Row]:
+    """Yield a row for the alias of each stage."""
+    if ledger.aliases is None:
+        yield Row("aliases", None, "none", "not_applicable", "this registry keeps none")
+        return
+    for stage in project.stages:
+        alias, current = int(ledger.aliases.get(stage, 0)) or None, ledger.state.current(stage)
+        if alias is None and current is None:
+            yield Row(f"alias {stage}", None, "none", "not_applicable", "empty")
+        elif current is None:
+            yield _row(f"alias {stage}", alias, "none", "the ledger has no version there")
+        else:
+            reason = "moved by other hands or cut off; 'mlops history' puts it right" if alias != current else ""
+            yield _row(f"alias {stage}", alias, f"version {current}", reason)
 
 
 def _check_head(ledger: Ledger, head: str) -> Row:
@@ -187,7 +194,7 @@ def _find_fault(entry: Entry, stored: ModelVersion | None, is_deleted: bool) -> 
         return "in the store", "deleted behind the ledger's back"
     if stored.tags.get(models.DIGEST_TAG) != entry.digest:
         return f"digest {entry.digest[:12]}", "its digest tag is not the one in the ledger"
-    is_same = str(stored.source).removeprefix("models:/") == entry.model_id
+    is_same = entry.model_id in str(stored.source).split("/")  # models:/ID, or where a workspace has put its files
     return f"model {entry.model_id}", "" if is_same else f"the store says it is {stored.source}"
 
 

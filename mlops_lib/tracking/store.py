@@ -35,7 +35,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
+from mlflow.utils.databricks_utils import get_databricks_host_creds
+from mlflow.utils.rest_utils import MlflowHostCreds, http_request
 from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -105,6 +106,22 @@ def connect(uri: str, *, create: bool = True) -> MlflowClient:
         return MlflowClient(uri, uri)
 
 
+def is_remote(uri: str) -> bool:
+    """Return whether a store is reached over HTTP: a server, or a Databricks workspace through MLflow's own client."""
+    return urlsplit(uri).scheme in ("http", "https") or urlsplit(uri).scheme == "databricks" or uri == "databricks"
+
+
+def has_aliases(uri: str) -> bool:
+    """Return whether the store keeps aliases of versions; the registry of a Databricks workspace does not."""
+    return not is_remote(uri) or urlsplit(uri).scheme in ("http", "https")
+
+
+def _credentials(uri: str) -> MlflowHostCreds:
+    is_workspace = urlsplit(uri).scheme not in ("http", "https")
+    found: MlflowHostCreds = get_databricks_host_creds(uri) if is_workspace else get_default_host_creds(uri)
+    return found
+
+
 def may_write(uri: str) -> bool:
     """Return whether this user may write to a SQLite store and beside it; of any other store the store says so."""
     path = sqlite_path(uri)
@@ -119,8 +136,8 @@ def raise_for_read_only(uri: str) -> None:
 
 def read_clock(uri: str) -> datetime:
     """Return the time that the store's own clock has: a server's, a database's, or this machine's for a file."""
-    if urlsplit(uri).scheme in ("http", "https"):
-        answer = http_request(get_default_host_creds(uri), "/health", "GET")
+    if is_remote(uri):
+        answer = http_request(_credentials(uri), "/health", "GET")
         return parsedate_to_datetime(answer.headers["Date"]) if "Date" in answer.headers else datetime.now(UTC)
     if sqlite_path(uri) is None:
         with create_engine(uri, poolclass=NullPool).connect() as connection:
@@ -315,7 +332,7 @@ def _first_use(uri: str) -> Iterator[None]:
     MLflow would try for about a hundred seconds to connect, with a wrong password too. The lock is the session's:
     whoever is killed loses it, and the next one builds on what is committed.
     """
-    if sqlite_path(uri) is not None or urlsplit(uri).scheme in ("http", "https"):
+    if sqlite_path(uri) is not None or is_remote(uri):
         yield
         return
     _close_in_forks()
