@@ -37,6 +37,7 @@ def mlops(*arguments: str, ok: tuple[int, ...] = (0,)) -> Any:
     shown = " ".join(arguments)
     print(f"          $ mlops {shown}", flush=True)
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
+    environment.setdefault("MLOPS_STATE_DIR", str(ROOT / "runs" / ".state"))  # what is seen of a clone goes with it
     done = subprocess.run(
         [MLOPS, *arguments, "--json"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False
     )

@@ -90,6 +90,7 @@ class Bench:
             "MLOPS_RUNTIME_DIR": str(self.runtime),
             "MLOPS_PROJECT": str(folder / "notebooks/project.py"),
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+            "MLOPS_STATE_DIR": "",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         }
 

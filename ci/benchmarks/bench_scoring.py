@@ -86,6 +86,7 @@ class Bench:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
         self.env = kept | {
             "MLFLOW_TRACKING_URI": store,
+            "MLOPS_STATE_DIR": "",
             "MLOPS_PROJECT": str(self.project.file),
             "PYTHONWARNINGS": "ignore",
             "MLOPS_RUNTIME_DIR": str(self.folder / "k"),

@@ -57,6 +57,7 @@ def scratch_environment(folder: Path) -> dict[str, str]:
         **warm.environment(),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         "MLOPS_OUTPUTS": str(folder),
+        "MLOPS_STATE_DIR": "",  # this store is gone again in a minute
         "MLOPS_ACTOR": "data-scientist",
         "OMP_NUM_THREADS": "1",
         "PYTHONHASHSEED": "0",
