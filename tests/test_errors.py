@@ -277,13 +277,13 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "Nothing was changed.",
     ),
     (
-        errors.StoreError("missing", uri="sqlite:////work/mlflow.db"),
-        "There is no MLflow store at 'sqlite:////work/mlflow.db' yet: nothing was run or registered there. The first "
+        errors.StoreError("missing", uri="sqlite:////srv/mlflow.db"),
+        "There is no MLflow store at 'sqlite:////srv/mlflow.db' yet: nothing was run or registered there. The first "
         "run makes it ('mlops run'). Nothing was created.",
     ),
     (
-        errors.StoreError("moved", uri="sqlite:////work/mlflow.db", location="file:///old/mlartifacts"),
-        "The artifacts of the MLflow store 'sqlite:////work/mlflow.db' were in 'file:///old/mlartifacts', which is "
+        errors.StoreError("moved", uri="sqlite:////srv/mlflow.db", location="file:///old/mlartifacts"),
+        "The artifacts of the MLflow store 'sqlite:////srv/mlflow.db' were in 'file:///old/mlartifacts', which is "
         "gone: the store's folder was moved. 'mlops verify --repair' finds them beside it. Nothing was run.",
     ),
     (
