@@ -88,9 +88,9 @@ def start_run(
         if not project.run_id:
             log_difference(project, client, run.info.run_id)
         if tags:
-            mlflow.set_tags(redact(dict(tags), project.secrets))
+            mlflow.set_tags({name: redact(str(value), project.secrets) for name, value in tags.items()})
         if params:
-            mlflow.log_params(redact(dict(params), project.secrets))
+            mlflow.log_params({name: redact(str(value), project.secrets) for name, value in params.items()})
         for name, table in (inputs or {}).items():
             log_input(name, table)
         yield run

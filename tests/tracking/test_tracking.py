@@ -60,6 +60,17 @@ def repository(project: Project) -> str:
 # --- what ran ----------------------------------------------------------------------------------------------------
 
 
+def test_a_secret_in_a_parameter_is_starred_in_the_store_and_stays_in_the_callers_list(project: Project) -> None:
+    names, secret = ["a hunter22 b"], {"MY_TOKEN": "hunter22"}
+    with tracking.start_run(
+        replace(project, environ=secret), params={"names": names}, tags={"team": "hunter22"}
+    ) as run:
+        pass
+    data = MlflowClient().get_run(run.info.run_id).data
+    assert (data.params["names"], data.tags["team"]) == ("['a *** b']", "***")
+    assert names == ["a hunter22 b"]
+
+
 def test_a_run_says_which_commit_ran_and_by_whom(project: Project, repository: str) -> None:
     with tracking.start_run(project, run_name="first", tags={"team": "blue"}, params={"C": 1}) as run:
         pass
