@@ -36,9 +36,9 @@ _ATTRIBUTES = "align alt class colspan dir headers href id lang open rowspan sco
 # Nothing that could move a box over the rest of the page.
 _STYLES = (
     "background background-color border border-bottom border-collapse border-color border-left border-right "
-    "border-spacing border-style border-top border-width color font font-family font-size font-style font- "
-    "weight height line-height max-height max-width min-width padding padding-bottom padding-left padding- "
-    "right padding-top text-align text-decoration vertical-align white-space width"
+    "border-spacing border-style border-top border-width color font font-family font-size font-style "
+    "font-weight height line-height max-height max-width min-width padding padding-bottom padding-left "
+    "padding-right padding-top text-align text-decoration vertical-align white-space width"
 )
 MARK = "\ue000"  # around the number of a formula; of Unicode's private use
 _formulas: list[str] = []  # of the page that is being written

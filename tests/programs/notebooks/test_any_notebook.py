@@ -398,6 +398,12 @@ def test_a_page_keeps_tables_colours_and_figures(folder: Path) -> None:
     assert "data:image/png;base64,aGVsbG8=" in page
 
 
+def test_styles_that_only_show_stay_whole_and_those_that_move_a_box_go(folder: Path) -> None:
+    style = "font-weight:bold;padding-right:4px;right:0;position:absolute;margin-top:-99px"
+    page = write_page_of(folder, showing(text_html=f'<div style="{style}">x</div>'))
+    assert '<div style="font-weight:bold;padding-right:4px;">x</div>' in page.replace("; ", ";").replace(": ", ":")
+
+
 def test_formulas_and_pictures_of_markdown_are_in_the_page(folder: Path) -> None:
     folder.mkdir()
     Image.new("RGB", (3, 3), "red").save(folder / "local.png")
