@@ -201,9 +201,7 @@ def read_payload(body: bytes) -> pd.DataFrame:
         Nothing was scored.
     """
     try:
-        payload = json.loads(
-            body, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_repeated
-        )
+        payload = json.loads(body, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_read_object)
     except (ValueError, RecursionError) as error:
         raise ServiceError("payload", reason=f"the body is not JSON ({error})", forms=FORMS) from error
     if not isinstance(payload, dict):
@@ -271,7 +269,7 @@ def _from_split(value: Any) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
-def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise ValueError("an object names a field twice")
