@@ -84,6 +84,11 @@ class NotFoundError(MlopsError):
         "{notebooks:list}.{notebook.name:near notebooks} Nothing was run.",
         "parameter": "Notebook '{notebook}' has no parameter '{name}'. It declares "
         "{declared:list}.{name:near declared} Nothing was run.",
+        "operated": "There is no table '{table}' of what was operated. There are {tables:list}.{table:near tables} "
+        "Nothing was read.",
+        "policy": "There is no policy '{policy}'. There are {policies:list}.{policy:near policies} Nothing was run.",
+        "prediction": "There is no prediction '{prediction_id}' among those in '{folder}'. An id is that of the column "
+        "prediction_id, such as flight-delays/3/1234. Nothing was changed.",
         "kernel": "'{notebook}' asks for kernel '{kernel}', which is not installed. Installed: "
         "{kernels:list}.{kernel:near kernels} Nothing was run.",
     }
@@ -106,6 +111,7 @@ class ProjectError(MlopsError):
         "field": "Project({field}={value!r}) cannot be used: it needs {needs}. Nothing was run.",
         "not_loaded": "This project has no store: it was imported from its file, not loaded. `load_project()` returns "
         "it with the store, the actor and the secrets of this environment. Nothing was changed.",
+        "clock": "MLOPS_NOW is '{text}', and a time such as 2013-06-01T00:00+00:00 is needed. Nothing was run.",
         "periods": "No period lies from '{first}' to '{last}': the first is the later one. Nothing was read.",
     }
 
@@ -127,6 +133,8 @@ class TableError(MlopsError):
         "told: each name is needed once. Nothing was written.",
         "times": "Column '{column}' does not say when each label became known: {reason}. A time not later than now is "
         "expected in every row. Nothing was changed.",
+        "shares": "Rows cannot be dealt by the shares {shares}: each has to be above 0, and together they have to be "
+        "1. Nothing was written.",
         "time": "The table cannot be split by '{column}': {reason}. Nothing was split or left out.",
     }
 
@@ -175,6 +183,8 @@ class QualityError(MlopsError):
         "{first_row}. Nothing was computed.",
         "classes": "Scores have {n_columns} columns, and the task has {n_classes} classes; one column each is needed, "
         "in the task's order. Nothing was computed.",
+        "capacity": "Every threshold flags more rows than the capacity of {capacity:g} allows: at least {n_flagged} "
+        "have the highest score, 1. Raise the capacity, or calibrate the model. Nothing was chosen.",
         "one_class": "All {n_rows} rows are of class {value}, so ranking metrics have nothing to compare. Use a longer "
         "period or a larger slice. Nothing was computed.",
         "metric": "Metric '{name}' is {value}, needs a finite number: MLflow would store infinity as 1.8e308, which "
@@ -186,6 +196,8 @@ class QualityError(MlopsError):
         "quality.Metric of it. Nothing was computed.",
         "confidence": "No interval follows from confidence={confidence}. It lies between 0 and 1, such as 0.95. "
         "Nothing was computed.",
+        "alarms": "No level follows from alarms_a_year={alarms_a_year}, periods_a_year={periods_a_year}. Both lie "
+        "above 0, such as 1 and 365. Nothing was checked.",
         "profile": "Column '{column}' cannot be profiled: {reason}. No profile was built.",
     }
 
@@ -217,6 +229,8 @@ class ModelFileError(MlopsError):
         "backup, or roll back to another version.",
         "limit": "{model} was not loaded: '{file}' {what} {found:,}, the limit is {limit:,}. Nothing of it was "
         "deserialized. Make the model smaller, or raise the limit in mlops_lib/models/limits.py.",
+        "no_room": "{model} was not loaded: its {needed:,} bytes do not fit into '{folder}', whose disk is full. Make "
+        "room there, or name another folder in TMPDIR. The files in the store are as they were.",
     }
 
 
@@ -233,6 +247,7 @@ class ModelError(MlopsError):
         "versions": "The types that a model may contain were not reviewed for skops {skops} with scikit-learn "
         "{sklearn}, but for {reviewed:list}. Install those, or review the new ones as mlops_lib/models/types.py "
         "describes. Nothing was saved or loaded.",
+        "foreign": "'{uri}' is not adopted: {reason}. No version was made.",
         "run": "Model '{model_id}' was not registered: {reason}. Only a complete model of a run that has not failed "
         "becomes a version.",
     }
@@ -340,6 +355,24 @@ class ParameterError(MlopsError):
     }
 
 
+class SurveyError(MlopsError):
+    """A table that no project can be made of as it was asked for, or a place where none can be written."""
+
+    texts: ClassVar[Mapping[str, str]] = {
+        "folder": "'{folder}' {reason}. A new project needs a folder that is empty or not there yet. Nothing was "
+        "written.",
+        "rows": "{n_rows} rows have a '{target}', and {minimum} are needed to train on some and judge on others. "
+        "Nothing was written.",
+        "target": "'{target}' cannot be predicted as it is: {reason}. Name another column with --target, or what is "
+        "asked with --task binary, multiclass or regression. Nothing was written.",
+        "time": "'{column}' says no row's time: {reason}. Dates are needed in every row, such as 2013-04-30. Leave out "
+        "--time to have rows dealt by their key. Nothing was written.",
+        "keys": "{keys:list} does not identify a row: {n_again} rows have the key of another one, {n_null} have none. "
+        "Name further columns with --key, or leave it out to have a key made. Nothing was written.",
+        "features": "No column is left to predict '{target}' from. Left out were {left_out:list}. Nothing was written.",
+    }
+
+
 class NotebookError(MlopsError):
     """A notebook that cannot be run, or that did not run to its end."""
 
@@ -394,6 +427,18 @@ class BatchError(MlopsError):
     }
 
 
+class OperateError(MlopsError):
+    """A tick or a replay that cannot begin."""
+
+    texts: ClassVar[Mapping[str, str]] = {
+        "running": "Another tick is running: {holder}. It holds '{path}' until it ends, or dies. Nothing was changed.",
+        "clock": "It is {now} here, and the last tick was at {last}: the clock has gone back. Set it right; ticks of "
+        "the past are for 'mlops replay'. Nothing was changed.",
+        "record": "The record '{path}' cannot be read: {reason}. Move it away to forget the tick. Nothing was changed.",
+        "replay": "The past cannot be replayed: {reason}. Nothing was run.",
+    }
+
+
 class SparkError(MlopsError):
     """Spark is missing, out of reach, or failed."""
 
@@ -432,6 +477,7 @@ class WarmKernelError(MlopsError):
 
     texts: ClassVar[Mapping[str, str]] = {
         "fork": "No warm kernel: {reason}.",
+        "later": "No warm kernel: its server is only getting ready.",
         "folder": "The folder for kernel sockets '{path}' {reason}. Set MLOPS_RUNTIME_DIR to a folder of your own. No "
         "warm kernel was started or stopped.",
         "command": "The warm server that ran '{command}' has ended, and the command with it. What it had written by "

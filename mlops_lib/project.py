@@ -17,19 +17,24 @@ import getpass
 import glob
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from mlops_lib import redaction
 from mlops_lib.errors import MlopsError, NotFoundError, ProjectError, SignatureError
-from mlops_lib.project_fields import check_fields
+from mlops_lib.project_fields import NAME, Costs, Monitoring, Policy, check_fields
 
 if TYPE_CHECKING:
     from mlops_lib.task import Task
+
+__all__ = ["ONLY_PERIOD", "PROJECT_FILE", "Costs", "Monitoring", "Policy", "Project", "find_project_file"]
+__all__ += ["load_project", "sqlite_uri"]
 
 PROJECT_FILE = Path("notebooks/project.py")
 ONLY_PERIOD = "all"  # the period of a table that is one file
@@ -39,34 +44,6 @@ def _binary() -> Task:
     from mlops_lib.task import binary  # noqa: PLC0415 - it loads pandas, which `mlops check` may do without
 
     return binary()
-
-
-@dataclass(frozen=True)
-class Monitoring:
-    """How far production may move before ``monitor`` says no.
-
-    Quality has failed where the *better* end of the leading metric's interval is beyond its limit: an alarm needs
-    evidence, as a gate's pass does, which is judged at the worse end.
-
-    Parameters
-    ----------
-    max_psi : float
-        Of each feature; 0.1 is usually read as a slight and 0.25 as a large shift.
-    max_missing_change : float in [0, 1]
-        Of the share of missing values of each feature.
-    max_loss : float
-        How far a classifier's leading metric may fall behind what was measured before registration.
-    max_error_growth : float
-        How much the error of predicted numbers may grow, as a share of it.
-    min_labelled : int
-        With fewer labels nothing is judged.
-    """
-
-    max_psi: float = 0.25
-    max_missing_change: float = 0.05
-    max_loss: float = 0.03
-    max_error_growth: float = 0.1
-    min_labelled: int = 200
 
 
 @dataclass(frozen=True)
@@ -89,11 +66,13 @@ class Project:
         Columns that the model may see.
     arrivals, labels : str
         Path templates with one ``{period}``, for what is known when a row arrives and for what becomes known later; or
-        one file each, whose only period is ``all``.
+        one file each, whose only period is ``all``. Without ``labels`` the arrivals hold the target too.
+    period_order : tuple of str
+        Periods in their order, where dates and the numbers in names do not give it: those first, then the others.
     predictions : str
         Path template with ``{period}`` and ``{version}``, for what was predicted in between.
     labelled_at : str
-        Column of the label tables: when that label became known (UTC).
+        Column of the label tables: when that label became known (UTC). Without it, all labels count at any time.
     gates : tuple
         What a candidate must pass; see :mod:`mlops_lib.gates`.
     min_evaluation_rows : int
@@ -124,10 +103,21 @@ class Project:
         Takes the contract inferred from training data and returns the one to use.
     keep_features : {"none", "values", "hash"}
         Whether batch predictions carry the features they were made from, or a 64-bit hash of them.
+    costs : Costs, optional
+        What mistakes cost: `quality.choose_threshold` goes by it, and gates and reports may name ``mean_cost``.
     monitoring : Monitoring
         How far production may move.
+    policy : Policy
+        When `mlops operate` trains again, what may go to production by itself, and whom it tells.
     output_limit_mb : int
         How much one cell of a notebook that is run may put out; the rest is counted and dropped.
+    chain : bool
+        Whether notebooks build on those before them, in the order of their names: `mlops check` then runs them on one
+        store, else each on its own.
+    notebook_style : bool
+        Whether `mlops check` also asks for a parameters cell, a comment for each parameter, and ruff.
+    output_tolerance : float
+        By how large a share of it a number in a notebook's outputs may differ from the committed one.
 
     Raises
     ------
@@ -142,6 +132,7 @@ class Project:
     features: tuple[str, ...] = ()
     arrivals: str = ""
     labels: str = ""
+    period_order: tuple[str, ...] = ()
     predictions: str = "data/predictions/{period}/version-{version}.parquet"
     labelled_at: str = "labelled_at"
     gates: tuple[Any, ...] = ()
@@ -158,9 +149,14 @@ class Project:
     trusted_keys: tuple[str, ...] = ()
     adjust_contract: Callable[[Any], Any] | None = None
     keep_features: Literal["none", "values", "hash"] = "none"
+    costs: Costs | None = None
     monitoring: Monitoring = Monitoring()
+    policy: Policy = Policy()
     notebooks: str = "notebooks"
     output_limit_mb: int = 20
+    chain: bool = False
+    notebook_style: bool = False
+    output_tolerance: float = 0.0
     # Filled in by load_project, from the environment of this process.
     file: Path | None = None
     tracking_uri: str = ""
@@ -170,6 +166,7 @@ class Project:
     notebook: str | None = None
     outputs: Path | None = None
     state: Path | None = None
+    now: datetime | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -193,6 +190,11 @@ class Project:
         """The last stage: the one whose version is the champion."""
         return self.stages[-1]
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that the project has: ``arrivals`` and, where they are a table of their own, ``labels``."""
+        return tuple(name for name in ("arrivals", "labels") if getattr(self, name))
+
     def raise_for_stage(self, stage: str) -> None:
         """Raise ``NotFoundError`` unless the project declares ``stage``."""
         if stage not in self.stages:
@@ -206,18 +208,29 @@ class Project:
         NotFoundError, ProjectError
             For a named period that was not ingested, and where ``first`` is the later one.
         """
-        template = getattr(self, table)
+        template = self._template(table)
         head, has_period, tail = template.partition("{period}")
         if has_period:
             paths = glob.glob(f"{glob.escape(head)}*{glob.escape(tail)}", root_dir=self.root)  # noqa: PTH207 - a template may be absolute
-            known = tuple(sorted(path[len(head) : -len(tail) or None] for path in paths))
+            known = tuple(sorted((path[len(head) : -len(tail) or None] for path in paths), key=self._place))
         else:
             known = (ONLY_PERIOD,) if template and (self.root / template).is_file() else ()
         for period in filter(None, (first, last)):
             self.path(table, period)
-        if first and last and first > last:
+        start, end = known.index(first) if first else 0, known.index(last) if last else len(known) - 1
+        if first and last and start > end:
             raise ProjectError("periods", first=first, last=last)
-        return tuple(name for name in known if (first or name) <= name <= (last or name))
+        return known[start : end + 1]
+
+    def _template(self, table: str) -> str:
+        """Return the path template of ``arrivals`` or ``labels``, which may stand in one table."""
+        return self.labels or self.arrivals if table == "labels" else str(getattr(self, table))
+
+    def _place(self, period: str) -> tuple[int, list[int | str]]:
+        """Return what periods are sorted by: as listed, then by the numbers in their names, ``9`` before ``10``."""
+        if period in self.period_order:
+            return 0, [self.period_order.index(period)]
+        return 1, [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", period, flags=re.ASCII)]
 
     def path(self, table: str, period: str) -> Path:
         """Return the existing file of one period of ``arrivals`` or ``labels``.
@@ -227,7 +240,7 @@ class Project:
         NotFoundError
             If there is no such file.
         """
-        path: Path = self.root / getattr(self, table).format(period=period)
+        path = self.root / self._template(table).format(period=period)
         periods = self.periods(table)
         if period not in periods or not path.is_file():  # a name such as '../x' is no period, though it may be a file
             raise NotFoundError("period", period=period, table=table, periods=periods, path=path)
@@ -250,6 +263,20 @@ class Project:
     def runs_path(self) -> Path:
         """Folder of executed notebooks."""
         return (self.outputs or self.root) / "runs"
+
+    @property
+    def operated_path(self) -> Path:
+        """Folder of what `mlops operate` has seen and done: its tables, and a record of each tick."""
+        return (self.outputs or self.root) / "data" / "operate"
+
+    def feedback_path(self, period: str) -> Path:
+        """Return where labels that came as feedback for a period's rows are, whether or not there are any."""
+        return self.root / "data" / "feedback" / f"{period}.parquet"
+
+    @property
+    def clock(self) -> datetime:
+        """The time: that of a simulation, or of this machine."""
+        return self.now or datetime.now(UTC)
 
 
 def find_project_file(file: str | Path | None = None) -> Path:
@@ -276,7 +303,7 @@ def find_project_file(file: str | Path | None = None) -> Path:
     raise ProjectError("not_found", looked_at=tuple(candidates))
 
 
-def load_project(file: str | Path | None = None) -> Project:
+def load_project(file: str | Path | None = None, *, or_here: bool = False) -> Project:
     """Import the project file and complete its project from the environment.
 
     ``MLFLOW_TRACKING_URI`` names the store (default: ``sqlite:///<root>/mlflow.db``). On a server, who acts is the user
@@ -284,14 +311,31 @@ def load_project(file: str | Path | None = None) -> Project:
     name. ``MLOPS_OUTPUTS`` is a folder for predictions and executed notebooks (default: the root),
     ``MLOPS_SIGNING_KEY`` is the file of a private key that signs what this process logs, ``MLOPS_TRUSTED_KEYS`` a
     folder of public keys (``*.pub``) besides the project's own, ``MLFLOW_RUN_ID`` is the run that a runner has opened
-    for this process, and ``MLOPS_NOTEBOOK`` or JupyterLab's ``JPY_SESSION_NAME`` the notebook that it executes.
+    for this process, and ``MLOPS_NOTEBOOK`` or JupyterLab's ``JPY_SESSION_NAME`` the notebook that it executes. In a
+    replay of the past ``MLOPS_NOW`` is the simulated time, after which no label is known, and ``MLOPS_STAGES`` names
+    the stages of one of its policies.
+
+    Parameters
+    ----------
+    file : path, optional
+        As for :func:`find_project_file`.
+    or_here : bool
+        Where no project file is named or found, return a project of the working folder's notebooks alone: its
+        experiment has the folder's name, its store stands in it.
 
     Raises
     ------
     ProjectError, SignatureError
         Nothing was run.
     """
-    path = find_project_file(file)
+    try:
+        path = find_project_file(file)
+    except ProjectError:
+        if not or_here or file or os.environ.get("MLOPS_PROJECT"):
+            raise
+        here = Path.cwd()
+        plain = re.sub(r"[^\w -]+|^[ -]+|[ -]+$", "", here.name) or "notebooks"
+        return _complete(Project(here.name if NAME.fullmatch(here.name) else plain, here, notebooks="."), None)
     spec = importlib.util.spec_from_file_location(f"mlops_project_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ProjectError("file", file=path, reason="it is not a Python file")
@@ -308,8 +352,15 @@ def load_project(file: str | Path | None = None) -> Project:
     if not isinstance(project, Project):
         reason = "it defines no `project`" if project is None else "`project` is not a Project"
         raise ProjectError("file", file=path, reason=reason)
+    return _complete(project, path)
+
+
+def _complete(project: Project, path: Path | None) -> Project:
+    """Return a project with what the environment says of store, actor, keys and run."""
     uri, environ = _tracking_uri(project.root), dict(os.environ)
     signing_key, outputs = environ.get("MLOPS_SIGNING_KEY"), environ.get("MLOPS_OUTPUTS")
+    if stages := environ.get("MLOPS_STAGES"):
+        project = replace(project, stages=tuple(stages.split(",")), approvals=())
     return replace(
         project,
         file=path,
@@ -321,8 +372,20 @@ def load_project(file: str | Path | None = None) -> Project:
         notebook=environ.get("MLOPS_NOTEBOOK") or environ.get("JPY_SESSION_NAME") or None,
         outputs=Path(outputs).resolve() if outputs else None,
         state=_state_folder(),
+        now=_simulated_time(environ.get("MLOPS_NOW")),
         environ=environ,
     )
+
+
+def _simulated_time(text: str | None) -> datetime | None:
+    """Return the time that a replay pretends it is, in UTC."""
+    if not text:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ProjectError("clock", text=text) from error
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _state_folder() -> Path | None:

@@ -15,6 +15,7 @@ import base64
 import html
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +75,9 @@ def find_secrets(environ: Mapping[str, str], tracking_uri: str) -> tuple[str, ..
 
 
 def _find_in(name: str, value: str) -> Iterator[str]:
-    """Yield what is secret of one variable: all of it, or passwords in it."""
+    """Yield what is secret of one variable: all of it, or passwords in it; a place on this machine is none."""
+    if value.startswith("/") and os.path.exists(value):  # noqa: PTH110 - PWD, SSH_AUTH_SOCK, a key's file
+        return
     is_key = name.lower().endswith(("_key", "_key_id")) and not re.fullmatch(r"[a-z_]*|[\d.]*|[./~].*", value)
     if is_secret_name(name) or is_key or _looks_random(value):
         yield value

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Status = Literal["passed", "failed", "not_applicable"]
 STATUSES: tuple[Status, ...] = ("passed", "failed", "not_applicable")
-_MARKS = {"passed": "✓", "failed": "✗", "not_applicable": "–"}
+MARKS = {"passed": "✓", "failed": "✗", "not_applicable": "–"}
 _OUTCOMES = {"passed": "passed", "failed": "FAILED", "not_applicable": "nothing was judged"}
 _COLORS = {"passed": "#1b7837", "failed": "#b2182b", "not_applicable": "#666666"}
 
@@ -138,7 +138,7 @@ class Report:
     def __str__(self) -> str:
         """Return a table for a terminal."""
         head = f"{self.title}: {_OUTCOMES[self.outcome]}"
-        cells = [[_MARKS[r.status], r.name, r.text, r.limit, r.reason] for r in self.rows]
+        cells = [[MARKS[r.status], r.name, r.text, r.limit, r.reason] for r in self.rows]
         return "\n".join([head, *([self.note] if self.note else []), *table_lines(cells)])
 
     __repr__ = __str__
@@ -152,7 +152,7 @@ class Report:
         head = "".join(cell("th", text) for text in ("", "check", "value", "limit", "reason"))
         body = ""
         for row in self.rows:
-            mark = f"{_MARKS[row.status]} {row.status.replace('_', ' ')}"
+            mark = f"{MARKS[row.status]} {row.status.replace('_', ' ')}"
             status = cell("td", mark, f"font-weight:bold;white-space:nowrap;color:{_COLORS[row.status]}")
             name, *texts = (html.escape(text) for text in (row.name, row.text, row.limit, row.reason))
             if row.question:

@@ -27,7 +27,7 @@ from mlops_lib.gates import (
     OneRowLatency,
     Threshold,
 )
-from mlops_lib.project import Project
+from mlops_lib.project import Monitoring, Policy, Project
 from mlops_lib.task import binary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,6 +156,9 @@ def adjust_contract(contract: Contract) -> Contract:
     contract = contract.replace_column("day_of_week", low=0.0, high=6.0)
     contract = contract.replace_column("forecast_humid", low=0.0, high=100.0)
     contract = contract.replace_column("forecast_precip", low=0.0, high=4.0)
+    contract = contract.replace_column(
+        "forecast_pressure", max_missing_share=0.4
+    )  # a month without
     contract = contract.replace_column("distance", scale_factor=1.5)  # kilometres are 1.6 miles
     return contract.with_rule("distance > 0").with_rule("scheduled_minutes > 0")
 
@@ -204,6 +207,11 @@ project = Project(
     time=DAY,
     slices=("origin", "carrier"),
     task=binary(positive=1, threshold=0.3),
+    # A month is one period; what has drifted is the season, which is no reason to train again.
+    monitoring=Monitoring(periods_a_year=12),
+    policy=Policy(max_age_days=100, to_production=True),
+    chain=True,
+    notebook_style=True,
     ingest=ingest,
     adjust_contract=adjust_contract,
 )

@@ -22,6 +22,8 @@ from urllib.error import URLError
 import psycopg
 import pytest
 
+from mlops_lib.engines import warm
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 SETTINGS = {
@@ -57,6 +59,20 @@ class Postgres:
 
 
 _numbers = count(1)
+
+
+@contextlib.contextmanager
+def own_kernel_server(*unset: str) -> Iterator[Path]:
+    """Give what runs inside a kernel server of its own, without some environment variables; yield its folder."""
+    folder = Path(tempfile.mkdtemp(prefix="mk-"))  # unlike tmp_path it is short enough for a socket
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLOPS_RUNTIME_DIR", str(folder))
+        patch.setenv("MLFLOW_DISABLE_AGENT_HINT", "true")
+        for name in unset:
+            patch.delenv(name, raising=False)
+        yield folder
+        warm.stop()
+    shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

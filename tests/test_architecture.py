@@ -26,7 +26,7 @@ FLOORS = (
     ("tracking",),
     ("registry",),
     ("gates",),
-    ("programs.notebooks", "programs.batch", "programs.service", "programs.operate"),
+    ("programs.notebooks", "programs.batch", "programs.service", "programs.operate", "programs.release"),
     ("cli",),
 )
 RANKS = {wing: rank for rank, wings in enumerate(FLOORS) for wing in wings}
@@ -38,7 +38,12 @@ ONLY = {
     "engines.exact": {"errors", "wording"},
     "engines.warm": {"errors", "wording"},
 }  # machines of their own: they know nothing of ours
-SIDEWAYS = {("programs.notebooks", "programs.batch")}  # a sweep on Spark finds its cluster as a batch does
+SIDEWAYS = {
+    ("programs.notebooks", "programs.batch"),  # a sweep on Spark finds its cluster as a batch does
+    ("programs.operate", "programs.batch"),  # a tick scores what has come
+    ("programs.operate", "programs.notebooks"),  # and has notebooks train and validate
+    ("programs.release", "programs.batch"),  # a new project reads a database's table as a batch does
+}
 # Wings that read the environment, each with its reason.
 ENVIRONMENT_READERS = {
     "project": "the one reader: everything else takes a Project",

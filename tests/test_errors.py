@@ -82,6 +82,47 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "What was there before is unchanged.",
     ),
     (
+        errors.QualityError("capacity", capacity=0.1, n_flagged=30),
+        "Every threshold flags more rows than the capacity of 0.1 allows: at least 30 have the highest score, 1. Raise "
+        "the capacity, or calibrate the model. Nothing was chosen.",
+    ),
+    (
+        errors.ModelError("foreign", uri="models:/old/3", reason="it has the flavors pytorch, and 'sklearn' is needed"),
+        "'models:/old/3' is not adopted: it has the flavors pytorch, and 'sklearn' is needed. No version was made.",
+    ),
+    (
+        errors.SurveyError("folder", folder=Path("churn"), reason="holds 3 files"),
+        "'churn' holds 3 files. A new project needs a folder that is empty or not there yet. Nothing was written.",
+    ),
+    (
+        errors.SurveyError("rows", n_rows=12, target="churned", minimum=150),
+        "12 rows have a 'churned', and 150 are needed to train on some and judge on others. Nothing was written.",
+    ),
+    (
+        errors.SurveyError("target", target="name", reason="812 different values that are no numbers"),
+        "'name' cannot be predicted as it is: 812 different values that are no numbers. Name another column with "
+        "--target, or what is asked with --task binary, multiclass or regression. Nothing was written.",
+    ),
+    (
+        errors.SurveyError("time", column="seen", reason="2.0% of its rows are empty"),
+        "'seen' says no row's time: 2.0% of its rows are empty. Dates are needed in every row, such as 2013-04-30. "
+        "Leave out --time to have rows dealt by their key. Nothing was written.",
+    ),
+    (
+        errors.SurveyError("keys", keys=("name", "day"), n_again=3, n_null=1),
+        "name, day does not identify a row: 3 rows have the key of another one, 1 have none. Name further columns with "
+        "--key, or leave it out to have a key made. Nothing was written.",
+    ),
+    (
+        errors.SurveyError("features", target="churned", left_out=("id", "note")),
+        "No column is left to predict 'churned' from. Left out were id, note. Nothing was written.",
+    ),
+    (
+        errors.TableError("shares", shares="train 0.5"),
+        "Rows cannot be dealt by the shares train 0.5: each has to be above 0, and together they have to be 1. "
+        "Nothing was written.",
+    ),
+    (
         errors.TableError("time", column="departs", reason="1 of 100 rows have no time"),
         "The table cannot be split by 'departs': 1 of 100 rows have no time. Nothing was split or left out.",
     ),
@@ -141,6 +182,11 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "Version 7 of 'toy' was not loaded: 'model.skops' inflates to bytes: 3,221,225,472, the limit is "
         "2,147,483,648. Nothing of it was deserialized. Make the model smaller, or raise the limit in "
         "mlops_lib/models/limits.py.",
+    ),
+    (
+        errors.ModelFileError("no_room", model="Version 7 of 'toy'", needed=123_456, folder=Path("/tmp")),
+        "Version 7 of 'toy' was not loaded: its 123,456 bytes do not fit into '/tmp', whose disk is full. Make room "
+        "there, or name another folder in TMPDIR. The files in the store are as they were.",
     ),
     (
         errors.ModelError(
@@ -448,6 +494,43 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "Later cells did not run. Executed copy: runs/a.ipynb",
     ),
     (
+        errors.NotFoundError("operated", table="qualty", tables=("quality", "drift", "labels", "ticks")),
+        "There is no table 'qualty' of what was operated. There are quality, drift, labels, ticks. Did you mean "
+        "'quality'? Nothing was read.",
+    ),
+    (
+        errors.NotFoundError("policy", policy="montly", policies=("never", "monthly")),
+        "There is no policy 'montly'. There are never, monthly. Did you mean 'monthly'? Nothing was run.",
+    ),
+    (
+        errors.NotFoundError("prediction", prediction_id="toy/1/9", folder="data/{period}.parquet"),
+        "There is no prediction 'toy/1/9' among those in 'data/{period}.parquet'. An id is that of the column "
+        "prediction_id, such as flight-delays/3/1234. Nothing was changed.",
+    ),
+    (
+        errors.OperateError("running", holder="process 7, since 2026-11-27 10:00", path=Path("data/operate/lock")),
+        "Another tick is running: process 7, since 2026-11-27 10:00. It holds 'data/operate/lock' until it ends, or "
+        "dies. Nothing was changed.",
+    ),
+    (
+        errors.OperateError("clock", now="2013-05-01", last="2013-06-01"),
+        "It is 2013-05-01 here, and the last tick was at 2013-06-01: the clock has gone back. Set it right; ticks of "
+        "the past are for 'mlops replay'. Nothing was changed.",
+    ),
+    (
+        errors.OperateError("record", path=Path("records/000001.json"), reason="Expecting value"),
+        "The record 'records/000001.json' cannot be read: Expecting value. Move it away to forget the tick. Nothing "
+        "was changed.",
+    ),
+    (
+        errors.OperateError("replay", reason="the project names no time column"),
+        "The past cannot be replayed: the project names no time column. Nothing was run.",
+    ),
+    (
+        errors.ProjectError("clock", text="June"),
+        "MLOPS_NOW is 'June', and a time such as 2013-06-01T00:00+00:00 is needed. Nothing was run.",
+    ),
+    (
         errors.NotFoundError("kernel", notebook=Path("a.ipynb"), kernel="pyton3", kernels=("mlops", "python3")),
         "'a.ipynb' asks for kernel 'pyton3', which is not installed. Installed: mlops, python3. Did you mean "
         "'python3'? Nothing was run.",
@@ -584,6 +667,11 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
         "No interval follows from confidence=1.0. It lies between 0 and 1, such as 0.95. Nothing was computed.",
     ),
     (
+        errors.QualityError("alarms", alarms_a_year=0, periods_a_year=365),
+        "No level follows from alarms_a_year=0, periods_a_year=365. Both lie above 0, such as 1 and 365. Nothing was "
+        "checked.",
+    ),
+    (
         errors.TooFewRowsError(n_rows=12, what="rows of class 1", needed=30),
         "There are 12 rows of class 1, and an interval needs 30. Use a longer period or a larger slice. Nothing was "
         "computed.",
@@ -642,6 +730,10 @@ MESSAGES: list[tuple[errors.MlopsError, str]] = [
     (
         errors.WarmKernelError("fork", reason="the server did not answer"),
         "No warm kernel: the server did not answer.",
+    ),
+    (
+        errors.WarmKernelError("later"),
+        "No warm kernel: its server is only getting ready.",
     ),
     (
         errors.WarmKernelError("command", command="mlops run 02_train"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -20,7 +21,7 @@ from mlops_lib.errors import (
 )
 from mlops_lib.gates import Threshold
 from mlops_lib.programs import batch
-from mlops_lib.project import Project, find_project_file, load_project
+from mlops_lib.project import Monitoring, Project, find_project_file, load_project
 from mlops_lib.task import binary, regression
 from mlops_lib.tracking import store
 
@@ -316,6 +317,8 @@ FIELDS: dict[str, Any] = {
         ("keep_features", "some"),
         ("root", "/somewhere"),
         ("monitoring", 0.03),
+        *[("monitoring", Monitoring(alarms_a_year=number)) for number in (0, -1, math.nan, math.inf, "1")],
+        ("monitoring", Monitoring(periods_a_year=0)),
         ("may_skip_stages", "no"),
     ],
 )

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import urllib.parse
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +121,11 @@ def test_secrets_are_starred_in_texts_lists_and_dicts_and_other_values_stay() ->
     outputs = [{"text": ["a hunter22 b", "c"], "n": 7}, "hunter22hunter22"]
     assert redact(outputs, ("hunter22",)) == [{"text": ["a *** b", "c"], "n": 7}, "******"]
     assert redact("hunter22", ()) == "hunter22"
+
+
+def test_a_place_on_this_machine_is_no_secret_whatever_its_variable_is_called(tmp_path: Path) -> None:
+    """A shell's PWD would have starred the folder in every output; a password that begins like a path counts."""
+    named = {"PWD": str(tmp_path), "SSH_AUTH_SOCK": str(tmp_path), "MLOPS_SIGNING_KEY": str(tmp_path / "key.pem")}
+    (tmp_path / "key.pem").touch()
+    assert find_secrets(named, "") == ()
+    assert "/hunter2/x" in find_secrets({"DB_PWD": "/hunter2/x"}, "")

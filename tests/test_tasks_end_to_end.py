@@ -272,7 +272,7 @@ def test_a_project_goes_all_the_way_round(project: Project, case: Case, monkeypa
 
     compared = gates.compare_versions(project, 1, 3, periods=["p2"]).tables["metrics"].set_index("metric")
     assert list(compared.index) == measured
-    monkeypatch.setattr("mlops_lib.project.load_project", lambda _: project)
+    monkeypatch.setattr("mlops_lib.project.load_project", lambda _, **__: project)
     shown = CliRunner().invoke(cli.main, ["show", "prod"]).output
     assert str(release.task) in shown
     registry.rollback(project, "prod", reason="it drifted")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from mlops_lib.cli import programs, stages
+from mlops_lib.cli import operating, programs, stages
 from mlops_lib.cli.options import (
     LOOPBACK,
     PORT,
@@ -69,7 +69,7 @@ def lab(arguments: tuple[str, ...]) -> None:
 
     Example: mlops lab --no-browser
     """
-    project = load_project()
+    project = load_project(or_here=True)
     opened = f"--LabApp.default_url=/lab/tree/{project.notebooks}"
     _exec(project, "jupyter", "lab", str(project.root), opened, *arguments)
 
@@ -86,7 +86,7 @@ def ui(host: str, port: int, is_open: bool) -> None:
     from mlops_lib.tracking import store
 
     raise_for_host(host, is_open)
-    project = load_project()
+    project = load_project(or_here=True)
     store.connect(project.tracking_uri)
     if store.sqlite_path(project.tracking_uri) is None:
         click.echo(f"The store is a server already: {project.tracking_uri}")
@@ -108,7 +108,7 @@ def _exec(project: Project, program: str, *arguments: str) -> None:
         **project.environ,
         **warm.environment(),
         "MLFLOW_TRACKING_URI": project.tracking_uri,
-        "MLOPS_PROJECT": str(project.file),
+        **({"MLOPS_PROJECT": str(project.file)} if project.file else {}),
         # Without the job runners a server for one user starts in 4 s with 2 processes instead of 9 s with 15.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PATH": f"{bin_folder}{os.pathsep}{project.environ.get('PATH', '')}",
@@ -202,7 +202,7 @@ def stop(everywhere: bool) -> None:
 
     Example: mlops kernels stop
     """
-    servers = [each for each in warm.status() if everywhere or Path(each["python"]) == Path(sys.executable)]
+    servers = warm.status(everywhere=everywhere)
     n_kernels, n_commands = (sum(len(server[name]) for server in servers) for name in ("kernels", "commands"))
     n_servers = warm.stop(everywhere=everywhere)
     click.echo(f"servers stopped: {n_servers}, ended with them: {n_kernels} kernels, {n_commands} commands")
@@ -218,10 +218,12 @@ def install() -> None:
 
 
 for _command in (
-    *(programs.ingest, programs.run, programs.sweep, programs.check),
+    *(programs.new, programs.adopt, programs.ingest, programs.run, programs.sweep, programs.check),
     *(stages.models, stages.show, stages.compare, stages.contract),
     *(stages.promote, stages.rollback, stages.approve, stages.freeze, stages.unfreeze, stages.delete, stages.history),
-    *(programs.score, programs.serve, programs.monitor),
+    *(programs.score, programs.serve),
+    *(operating.operate, operating.monitor, operating.feedback, operating.trace, operating.replay),
+    operating.status,
     *(lab, ui, doctor, verify, keys, kernels),
 ):
     main.add_command(_command)

@@ -107,11 +107,11 @@ def command(function: Callable[..., Any]) -> click.Command:
     return json_option(click.command(call))
 
 
-def load_project() -> Project:
-    """Return the project of the file that ``--project`` names, or of the one that is found."""
+def load_project(*, or_here: bool = False) -> Project:
+    """Return the project of the file that ``--project`` names, or of the one that is found; else of this folder."""
     from mlops_lib import project
 
-    return project.load_project(click.get_current_context().obj)
+    return project.load_project(click.get_current_context().obj, or_here=or_here)
 
 
 def print_answer(answer: Any, as_json: bool) -> None:

@@ -1,14 +1,14 @@
-"""Commands that write tables, run notebooks and predict: ingest, run, sweep, check, score, serve, monitor."""
+"""Commands that write tables, run notebooks and predict: ingest, run, sweep, check, score, serve."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,10 @@ import click
 
 from mlops_lib.cli.options import (
     AS_JSON,
+    NO,
     PORT,
     SECONDS,
     Answer,
-    command,
     json_option,
     load_project,
     open_option,
@@ -76,6 +76,82 @@ def progress_bar(unit: str, first: int = 0) -> Iterator[Callable[..., None]]:
 
 
 @click.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--data", "source", required=True, help="Parquet or CSV file, or URL::TABLE of a database.")
+@click.option("--target", required=True, help="Column to predict.")
+@click.option("--time", default="", help="Column of the moment at which a row arrives.")
+@click.option("--key", "keys", multiple=True, help="Column that identifies a row; may be repeated.")
+@click.option("--task", "kind", type=click.Choice(["binary", "multiclass", "regression"]), help="What is asked.")
+@click.option("--dry-run", is_flag=True, help="Look at the table and stop.")
+@json_option
+def new(folder: Path, source: str, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Look at a table, say what it is, and write a whole project for it into an empty folder.
+
+    Example: mlops new churn --data churn.csv --target churned --time signed_up
+    """
+    from mlops_lib.programs import release
+
+    release.raise_for_folder(folder)
+    table = release.read_source(source)
+    survey = release.survey_table(table.frame, options.pop("target"), **options)
+    if not as_json:
+        click.echo(str(survey))
+    if not dry_run:
+        file = release.create_project(folder, table, survey)
+        _execute_new(file)
+        click.echo(f"\nWritten to '{folder}'. Next: cd {folder} && ci/demo", err=True)
+    if as_json:
+        print_answer(Answer(survey.to_dict(), []), as_json)
+
+
+def _execute_new(file: Path) -> None:
+    """Run a new project's notebooks once, so that their outputs are there to be compared with."""
+    from mlops_lib.programs.notebooks.check import update_notebooks
+
+    with progress_bar("cell") as progress:
+        report = update_notebooks(file, progress=progress)
+    if not report.passed:
+        click.secho(f"{report}\nThe project is written, but its notebooks do not all run.", fg="red", err=True)
+        click.get_current_context().exit(NO)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NOTEBOOK...|MODEL_URI")
+@click.option("--write", is_flag=True, help="Give notebooks their parameters cell, and change nothing else.")
+@click.option("--data", "table", type=click.Path(path_type=Path), help="Of a model: the table it was trained on.")
+@click.option("--unpickle", is_flag=True, help="Of a model: read a pickle that you trust; that is recorded.")
+@json_option
+def adopt(names: tuple[str, ...], write: bool, table: Path | None, unpickle: bool, as_json: bool) -> None:
+    """Say what stands between a notebook and a tracked, checked one (exit 3 if something does), or register a model.
+
+    The model is one that plain MLflow has logged; its contract is learnt from the table that it was trained on:
+    mlops adopt models:/old-churn/3 --data train.parquet
+
+    Example: mlops adopt analysis.ipynb --write
+    """
+    if any(re.match("(models|runs):/", name) for name in names):
+        if table is None or len(names) > 1:
+            raise click.UsageError("a model is adopted by itself, with the table it was trained on: --data TABLE")
+        from mlops_lib import data
+        from mlops_lib.programs import release
+
+        version = release.adopt_model(load_project(), names[0], data.read_table(table), unpickle=unpickle)
+        print_answer(Answer(asdict(version), [f"version {version.version} of '{version.name}', in dev"]), as_json)
+        return
+    from mlops_lib.programs.notebooks import adopt as adopting
+    from mlops_lib.programs.notebooks.run import find_notebook
+
+    project, reports, lines = load_project(or_here=True), [], []
+    for name in names:
+        path = find_notebook(project, name)
+        done = adopting.write_parameters(path) if write else ""
+        reports.append(adopting.examine_notebook(path))
+        lines += [str(reports[-1]), *([f"written: {done}"] if done else [])]
+    value = [report.to_dict() for report in reports]
+    print_answer(Answer(value, lines, all(report.passed for report in reports)), as_json)
+
+
+@click.command()
 def ingest() -> None:
     """Write the tables of every period, once.
 
@@ -105,7 +181,9 @@ def run(names: tuple[str, ...], given: tuple[str, ...], n_jobs: int, show: bool,
         warm.prepare()  # its imports and ours at the same time
     from mlops_lib.programs.notebooks.run import run_notebook
 
-    project = load_project()
+    project = load_project(or_here=True)
+    if project.file is None:
+        click.echo(f"no project file: runs go into the experiment '{project.name}' of {project.tracking_uri}", err=True)
     signatures = [_read_signature(project, name) for name in names]
     if show:
         for _, signature in signatures:
@@ -336,24 +414,3 @@ def serve(stage: str | None, version: int | None, host: str, port: int, is_open:
     service.raise_for_port(host, port)
     click.echo(f"version {release.version} of '{release.name}' on http://{host}:{port}/invocations", err=True)
     service.serve(release, host=host, port=port, follow=(project, name) if version is None else None)
-
-
-@command
-@click.argument("period")
-@stage_option
-@click.option("--version", type=int, help="Measure this version instead of a stage's, also one that was replaced.")
-@click.option("--as-of", type=click.DateTime(), help="Only labels known by then (UTC).")
-def monitor(project: Project, period: str, stage: str | None, version: int | None, as_of: datetime | None) -> Answer:
-    """Compare a period with the training data, and its predictions with the labels that have come.
-
-    Exit 3 on drift, on quality beyond the project's limits, and where predictions or labels are missing.
-
-    Example: mlops monitor 2013-05
-    """
-    from mlops_lib.programs import operate
-
-    refuse_both(stage, version)
-    moment = as_of.replace(tzinfo=UTC) if as_of else None
-    monitored = operate.monitor_period(project, period, stage if version is None else version, as_of=moment)
-    reports = (monitored.drift, monitored.quality)
-    return Answer([report.to_dict() for report in reports], [str(report) for report in reports], monitored.passed)

@@ -17,6 +17,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import site
 import sys
 import sysconfig
@@ -53,6 +54,7 @@ _WRITERS = {
     "pyarrow.feather": ("write_feather",),
 }
 _BY_THEMSELVES = frozenset({"polars", "duckdb", "fastparquet", "h5py", "netCDF4", "tables", "vaex", "pyspark"})
+_UNSEEN = "it uses {}, whose reads cannot be seen"
 
 
 def start(log: str, ignored: Sequence[str] = (), hosts: Sequence[str] = ()) -> None:
@@ -177,11 +179,17 @@ def ours() -> Iterator[None]:
         _ours.reset(token)
 
 
-def read_log(log: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return what was noted, and the reasons why the run cannot be reused; each once, in order."""
+def read_log(log: Path, code: str = "") -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what was noted, and the reasons why the run cannot be reused; each once, in order.
+
+    Of a library that MLflow has loaded no import is seen any more: those in the notebook's ``code`` count too.
+    """
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     entries = [json.loads(line) for line in dict.fromkeys(lines)]
-    return [e for e in entries if "kind" in e], [e["unseen"] for e in entries if "unseen" in e]
+    imported = re.findall(r"^\s*(?:import|from)\s+(\w+)", code, re.MULTILINE)
+    reasons = [entry["unseen"] for entry in entries if "unseen" in entry]
+    reasons += [_UNSEEN.format(library) for library in imported if library in _BY_THEMSELVES]
+    return [entry for entry in entries if "kind" in entry], list(dict.fromkeys(reasons))
 
 
 def _write(entry: dict[str, Any]) -> None:
@@ -196,7 +204,7 @@ def _describe(  # noqa: PLR0911 - one return per event reads better than a chain
         return _describe_program(event, arguments)
     if event == "import":
         library = str(arguments[0]).partition(".")[0]
-        return f"it uses {library}, whose reads cannot be seen" if library in _BY_THEMSELVES else ""
+        return _UNSEEN.format(library) if library in _BY_THEMSELVES and not _is_asked_by_mlflow() else ""
     if event in _LISTINGS:
         return _note_folder(arguments[0], places)
     if event.startswith("tempfile."):
@@ -218,6 +226,14 @@ def _describe(  # noqa: PLR0911 - one return per event reads better than a chain
             return ""
         return f"it changed '{name}', which was there before"
     return _describe_file(name, places)
+
+
+def _is_asked_by_mlflow() -> bool:
+    """Whether an import is one that MLflow tries by itself, to see which libraries there are."""
+    frame = sys._getframe()
+    while frame is not None and not str(frame.f_globals.get("__name__")).startswith("mlflow."):
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
 
 
 def _describe_program(event: str, arguments: tuple[Any, ...]) -> str:

@@ -157,6 +157,35 @@ def _plain(column: pd.Series[Any]) -> pd.Series[Any]:
     return column.astype("str")
 
 
+def parse_times(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return a column's texts as times in UTC, as a CSV holds them; a column that is no text stays as it is.
+
+    Raises
+    ------
+    TableError
+        A text is no time.
+    """
+    if not pd.api.types.is_string_dtype(column.dtype):
+        return column
+    times = pd.to_datetime(column, format="ISO8601", utc=True, errors="coerce")
+    wrong = column[times.isna() & column.notna()]
+    if len(wrong):
+        reason = f"{len(wrong)} of {len(column)} rows hold no ISO 8601 time, such as {str(wrong.iloc[0])[:40]!r}"
+        raise TableError("time", column=column.name, reason=reason)
+    return times
+
+
+def read_times(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return a column of times, or of their texts, as moments in UTC; one without a zone counts as UTC.
+
+    Raises
+    ------
+    TableError
+        A text is no time.
+    """
+    return pd.to_datetime(parse_times(column), utc=True)
+
+
 def split_by_time(frame: pd.DataFrame, column: str, *, test_share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split at a moment: earlier rows to train, the last ``test_share`` (0 to 1) of the time span to test.
 
@@ -167,7 +196,7 @@ def split_by_time(frame: pd.DataFrame, column: str, *, test_share: float) -> tup
     TableError
         If a row has no time, or all rows have the same: none is left out in silence.
     """
-    times = frame[column]
+    times = parse_times(frame[column])
     if not 0 < test_share < 1:
         raise TableError("time", column=column, reason=f"test_share is {test_share}, needs a number between 0 and 1")
     if times.isna().any():

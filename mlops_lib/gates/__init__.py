@@ -12,6 +12,7 @@ from mlops_lib.gates.behaviour import (
     NoLeakage,
     NoTellingFeature,
     OneRowLatency,
+    measure_alone,
 )
 from mlops_lib.gates.checks import FIRST_MODEL, check_gates, judge_rows, measure_slices
 from mlops_lib.gates.comparison import SAME, Comparison, compare_versions
@@ -44,6 +45,7 @@ __all__ = [
     "collect_evidence",
     "compare_versions",
     "judge_rows",
+    "measure_alone",
     "measure_slices",
     "promote",
 ]

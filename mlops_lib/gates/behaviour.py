@@ -20,6 +20,8 @@ from mlops_lib.report import Row
 from mlops_lib.task import Task
 
 Change = Callable[[pd.DataFrame], pd.DataFrame]
+# What a feature alone is measured by.
+ALONE = {"binary": "roc_auc", "multiclass": "roc_auc_ovr", "regression": "r2"}
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,8 @@ class NoLeakage:
     ``tracking.log_model`` stores a hash of each training row's key and content beside the model. By key not a single
     row may be found again. By content some rows are found by chance where features are coarse, as often as training
     rows repeat one another: the share of training rows that are not unique is what a fresh sample of the same kind
-    would show, and the share found may exceed it by ``max_share`` at most. It finds training rows under other keys.
+    would show, give or take three standard errors, and the share found may exceed that by ``max_share`` at most. It
+    finds training rows under other keys.
     Where the project says when a row arrived (``Project.time``), all of them arrived after the last training row.
 
     Parameters
@@ -249,9 +252,12 @@ class NoLeakage:
         again = np.isin(data.hash_rows(evidence.columns(release.features)), stored["content"])
         _, counts = np.unique(stored["content"], return_counts=True)
         expected = float(counts[counts > 1].sum() / max(1, len(stored)))
-        reason = f"{expected:.4f} expected: that many training rows repeat one another"
-        limit = f"<= {min(1.0, expected + self.max_share):.4f}"
-        status = status_of(len(again) > 0 and bool(again.mean() <= expected + self.max_share))
+        n_rows = 1 / (1 / max(1, len(again)) + 1 / max(1, len(stored)))
+        chance = 3 * math.sqrt(expected * (1 - expected) / n_rows)  # standard errors of their difference
+        by_chance = f", give or take {chance:.4f}" if chance else ""
+        reason = f"{expected:.4f} expected: that many training rows repeat one another{by_chance}"
+        most = expected + chance + self.max_share
+        limit, status = f"<= {min(1.0, most):.4f}", status_of(len(again) > 0 and bool(again.mean() <= most))
         yield Row("training_content_in_evaluation", float(again.mean()), limit, status, reason, question)
         if evidence.time:
             yield self._look_at_time(evidence)
@@ -265,7 +271,7 @@ class NoLeakage:
         if until is None:
             reason = "the model does not say until when it was trained; pass times= to tracking.log_model"
             return Row(name, None, limit, "failed", reason, question)
-        times = pd.to_datetime(evidence.columns([evidence.time])[evidence.time], utc=True)
+        times = pd.to_datetime(data.parse_times(evidence.columns([evidence.time])[evidence.time]), utc=True)
         found = int((~(times > pd.Timestamp(until))).sum())  # a row without a time counts
         return Row(name, found, limit, status_of(not found), f"trained on rows until {until}", question)
 
@@ -274,8 +280,8 @@ class NoLeakage:
 class NoTellingFeature:
     """No single feature nearly decides the target by itself: one that does is most often the answer in other words.
 
-    A small tree is grown on every other evaluation row, with one feature, and measured on the rest: ROC AUC for classes
-    (one against the rest where there are several), R² for numbers.
+    A small tree is grown on half of the evaluation rows, with one feature, and measured on the rest: ROC AUC for
+    classes (one against the rest where there are several), R² for numbers.
 
     Parameters
     ----------
@@ -289,26 +295,50 @@ class NoTellingFeature:
         """Measure each feature alone, and tell the one that tells most."""
         task, features = evidence.task, evidence.model.features
         y = task.encode(evidence.y_true)
-        metric = evidence.metric({"binary": "roc_auc", "multiclass": "roc_auc_ovr", "regression": "r2"}[task.kind])
-        scores = {name: _score_alone(task, metric, evidence.frame[name], y) for name in features}
-        name, score = max(scores.items(), key=lambda each: each[1])
+        metric = evidence.metric(ALONE[task.kind])
+        scores = measure_alone(task, evidence.frame[list(features)], y)
+        name, score = scores.index[-1], float(scores.iloc[-1])
         holds, reason = score <= self.max_score, f"most told by '{name}'; is it known when a row arrives?"
         limit, question = f"{metric.name} <= {self.max_score:g}", "Does no single feature give the answer away?"
         yield Row("telling_feature", score, limit, status_of(holds), "" if holds else reason, question)
+
+
+def measure_alone(task: Task, frame: pd.DataFrame, y: npt.NDArray[Any]) -> pd.Series[float]:
+    """Return how well each column by itself predicts the target, the one that tells most at the end.
+
+    Parameters
+    ----------
+    task : Task
+        With its classes.
+    frame : DataFrame of shape (n_rows, n_columns)
+    y : ndarray of shape (n_rows,)
+        As ``task.encode`` returns it.
+
+    Returns
+    -------
+    Series of shape (n_columns,)
+        ROC AUC for classes (one against the rest where there are several), R² for numbers, measured on rows that the
+        column's small tree has not seen.
+    """
+    metric = quality.find_metric(task, ALONE[task.kind])
+    return pd.Series(
+        {name: _score_alone(task, metric, frame[name], y) for name in frame}, dtype="float64"
+    ).sort_values()
 
 
 def _score_alone(task: Task, metric: quality.Metric, feature: pd.Series[Any], y: npt.NDArray[Any]) -> float:
     """Return how well one feature predicts the target on rows that its tree has not seen."""
     from sklearn import tree  # noqa: PLC0415 - 0.7 s, and listing versions needs none
 
+    unseen, seen = np.array_split(np.random.default_rng(0).permutation(len(y)), 2)  # whatever order the rows are in
     if pd.api.types.is_numeric_dtype(feature.dtype):
         x = feature.to_numpy(dtype="float64", na_value=np.nan)
     elif pd.api.types.is_datetime64_any_dtype(feature.dtype):
         x = feature.astype("int64").to_numpy(dtype="float64")
     else:  # values in the order of their mean target: what a tree can part
-        means = pd.Series(y[::2]).groupby(feature.astype("str").to_numpy()[::2]).mean()
+        means = pd.Series(y[seen]).groupby(feature.astype("str").to_numpy()[seen]).mean()
         x = feature.astype("str").map(means).to_numpy(dtype="float64")
     is_several = task.kind == "multiclass"
     targets = np.eye(len(task.classes))[y] if is_several else y  # the mean of a class's share is its probability
     model = tree.DecisionTreeRegressor(max_leaf_nodes=64, min_samples_leaf=3, random_state=0)
-    return metric.measure(task, y[1::2], model.fit(x[::2, None], targets[::2]).predict(x[1::2, None]))
+    return metric.measure(task, y[unseen], model.fit(x[seen, None], targets[seen]).predict(x[unseen, None]))

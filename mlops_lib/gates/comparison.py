@@ -149,7 +149,7 @@ def _compare_metrics(project: Project, releases: Sequence[Release], periods: Seq
     named = [gate.clusters for gate in project.gates if getattr(gate, "clusters", None)]
     clusters = evidence.clusters(named[0] if named else None)  # rows that belong together for the gates do so here
     rows = []
-    for metric in map(evidence.metric, (*task.metrics, *project.metrics)):
+    for metric in map(evidence.metric, (*task.metrics, *quality.list_metrics(project))):
         options: dict[str, Any] = {"metric": metric, "task": task, "clusters": clusters}
         alone = [quality.compute_interval(y_true, score, **options) for score in (others, scores)]
         paired = quality.compute_paired_interval(y_true, scores, others, **options)

@@ -64,8 +64,7 @@ class Evidence:
         """Return the column that says which rows belong together, times by their day, in their own time zone."""
         if name is None:
             return None
-        column = self.columns([name])[name]
-        return column.dt.normalize() if pd.api.types.is_datetime64_any_dtype(column.dtype) else column
+        return quality.name_clusters(self.columns([name])[name])
 
     def columns(self, names: Sequence[str]) -> pd.DataFrame:
         """Return some columns of the evaluation rows, or raise ``QualityError`` naming those that are missing."""
@@ -118,7 +117,7 @@ def collect_evidence(project: Project, candidate: Release, champion: Release | N
         release=candidate,
         keys=project.keys,
         task=task,
-        metrics=tuple(each for each in project.metrics if isinstance(each, quality.Metric)),
+        metrics=tuple(each for each in quality.list_metrics(project) if isinstance(each, quality.Metric)),
         time=project.time,
     )
 

@@ -18,10 +18,19 @@ from mlops_lib.models.loader import (
     WARMUP_FILE,
     ModelFiles,
     load_model_files,
+    read_model,
     read_warmup,
     warmup_json,
 )
-from mlops_lib.models.manifest import DIGEST_TAG, MANIFEST_TAG, compute_digest, compute_manifest, raise_for_files
+from mlops_lib.models.manifest import (
+    DIGEST_TAG,
+    MANIFEST_TAG,
+    compute_digest,
+    compute_manifest,
+    raise_for_files,
+    raise_for_sizes,
+)
+from mlops_lib.models.rehearsal import find_packages
 from mlops_lib.models.types import TRUSTED_TYPES, list_trusted_types
 
 __all__ = [
@@ -38,9 +47,12 @@ __all__ = [
     "ModelFiles",
     "compute_digest",
     "compute_manifest",
+    "find_packages",
     "list_trusted_types",
     "load_model_files",
     "raise_for_files",
+    "raise_for_sizes",
+    "read_model",
     "read_warmup",
     "warmup_json",
 ]

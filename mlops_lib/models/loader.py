@@ -17,6 +17,7 @@ from mlops_lib.errors import ModelFileError, TaskError
 from mlops_lib.models.bounds import find_unchecked, raise_for_bounds
 from mlops_lib.models.limits import MAX_MLMODEL_BYTES, MAX_TEXT_BYTES, raise_for_archive, raise_for_limit
 from mlops_lib.models.manifest import compute_digest, raise_for_files
+from mlops_lib.models.rehearsal import raise_for_rehearsal
 from mlops_lib.models.types import raise_for_types, raise_for_versions
 from mlops_lib.task import Task
 
@@ -98,9 +99,7 @@ def load_model_files(folder: Path, manifest: Mapping[str, Any], *, name: str, ex
         raise ModelFileError(
             "unread", model=name, file=WARMUP_FILE, reason="holds no stored predictions; tracking.log_model writes them"
         )
-    model = _read_model(folder / MODEL_FILE, extra, name)
-    raise_for_types(find_unchecked(model), extra, name)
-    raise_for_bounds(model, file=MODEL_FILE, name=name)
+    model = read_model(folder / MODEL_FILE, extra, name, warmup=warmup, method=task.predict_method)
     _raise_for_warmup(warmup, task, model, name)
     compiled = _read_json(folder, COMPILED_FILE, name)
     n_bytes = sum(int(file["size"]) for file in manifest.values())
@@ -215,8 +214,15 @@ def _read_training_rows(path: Path, name: str) -> np.ndarray[Any, Any] | None:
     return np.array(rows)
 
 
-def _read_model(path: Path, extra: Iterable[str], name: str) -> Any:
-    """Deserialize the model file, once its size and the types that it names are known to be harmless."""
+def read_model(
+    path: Path, extra: Iterable[str], name: str, *, warmup: Mapping[str, Any] | None = None, method: str = "predict"
+) -> Any:
+    """Deserialize a skops file, once its size and the types that it names are known to be harmless; hold it to bounds.
+
+    Raises
+    ------
+    ModelFileError
+    """
     import skops.io  # noqa: PLC0415 - 1.5 s, and a command that lists versions loads none
 
     if not path.is_file():
@@ -229,12 +235,16 @@ def _read_model(path: Path, extra: Iterable[str], name: str) -> Any:
             "unread", model=name, file=path.name, reason=f"is not a skops file ({type(error).__name__}: {error})"
         ) from error
     raise_for_types(needed, extra, name)
+    raise_for_rehearsal(path, needed, warmup or {}, method, name=name)
     try:
-        return skops.io.load(path, trusted=needed)
+        model = skops.io.load(path, trusted=needed)
     except Exception as error:  # such as a type of a package that is not installed here
         raise ModelFileError(
             "discarded", model=name, file=path.name, reason=f"cannot be read ({type(error).__name__}: {error})"
         ) from error
+    raise_for_types(find_unchecked(model), extra, name)
+    raise_for_bounds(model, file=path.name, name=name)
+    return model
 
 
 def _raise_for_warmup(stored: Mapping[str, Any], task: Task, model: Any, name: str) -> None:

@@ -42,15 +42,26 @@ def compute_digest(manifest: Mapping[str, Any]) -> str:
 def raise_for_files(folder: Path, manifest: Mapping[str, Any], *, model: str) -> None:
     """Raise ``ModelFileError`` naming the first file that was changed, removed or added since ``manifest``."""
     found = compute_manifest(folder, model=model)
+    raise_for_sizes({name: file["size"] for name, file in found.items()}, manifest, model=model)
     for name, expected in manifest.items():
-        if name not in found:
-            raise ModelFileError("unread", model=model, file=name, reason="is missing")
         if found[name] != expected:
             have, want = found[name]["sha256"][:12], expected["sha256"][:12]
-            raise ModelFileError(
-                "unread", model=model, file=name, reason=f"has been changed (SHA-256 {have}…, registered {want}…)"
-            )
-    for name in found:
+            reason = f"has been changed (SHA-256 {have}…, registered {want}…)"
+            raise ModelFileError("unread", model=model, file=name, reason=reason)
+
+
+def raise_for_sizes(sizes: Mapping[str, int | None], manifest: Mapping[str, Any], *, model: str) -> None:
+    """Raise ``ModelFileError`` naming the first file that is missing, new or of another size (bytes) than registered.
+
+    A store lists sizes without giving the files (None where it knows none): nothing is copied that would be refused.
+    """
+    for name, expected in manifest.items():
+        if name not in sizes:
+            raise ModelFileError("unread", model=model, file=name, reason="is missing")
+        if sizes[name] not in (None, expected["size"]):
+            reason = f"has been changed ({sizes[name]:,} bytes, registered {expected['size']:,})"
+            raise ModelFileError("unread", model=model, file=name, reason=reason)
+    for name in sizes:
         if name not in manifest:
             raise ModelFileError("unread", model=model, file=name, reason="was not there when the model was registered")
 

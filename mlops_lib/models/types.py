@@ -6,7 +6,8 @@ outside themselves. No type whose making compiles, executes, imports or opens an
 distributions execute a text of theirs (``rv_generic.__setstate__``), so a search over them is logged by its
 ``best_estimator_``. skops checks types, not content: what compiled code would index unchecked is on the
 list where :mod:`mlops_lib.models.bounds` looks at the content (trees); the rest (neighbours, support vectors, k-means,
-splines, sparse matrices) a project has to name, and then a doctored file can crash the process.
+splines, sparse matrices) a project has to name, and then a doctored file can crash the process. Boosters, whose own
+parsers are native, are first loaded by a child process (:mod:`mlops_lib.models.rehearsal`).
 
 A list is reviewed together with the defaults that it completes, so each belongs to one version of skops and one minor
 version of scikit-learn. With another version nothing is saved or loaded until somebody has read what has changed.
@@ -20,9 +21,12 @@ from typing import Any
 
 from mlops_lib.errors import ModelError
 from mlops_lib.models.bounds import find_fault, find_unchecked
+from mlops_lib.models.rehearsal import BOOSTERS
 
 TRUSTED_TYPES = frozenset(
     {
+        *(kind for kinds in BOOSTERS.values() for kind in kinds),
+        "collections.OrderedDict",
         "functools.partial",
         "numpy.dtype",
         "numpy.mean",
@@ -72,7 +76,10 @@ TRUSTED_TYPES = frozenset(
 )
 # Types of the list whose making runs code of their own, each read for what it does with its state; a test finds others.
 REVIEWED_CODE = {
+    "catboost.core._CatBoostBase": "its bytes are parsed in C++, its other state becomes parameters; rehearsed",
+    "collections.OrderedDict": "its items, in their order",
     "functools.partial": "sets function, arguments and keywords; skops checks each of them as a type of its own",
+    "lightgbm.basic.Booster": "its text is parsed in C++, its other state becomes attributes; rehearsed",
     "numpy.dtype": "sets byte order, fields and names; skops makes it by name",
     "numpy.number": "sets bytes of a number",
     "sklearn.base.BaseEstimator": "warns of another version and updates its attributes",
@@ -80,6 +87,7 @@ REVIEWED_CODE = {
     "sklearn.tree._tree.Tree": "copies nodes and values after comparing their dtypes; bounds.check_tree looks at them",
     "sklearn.utils._bunch.Bunch": "drops its state; its items are a dict's",
     "sklearn.utils._metadata_requests._MetadataRequester": "makes methods from class attributes, not from state",
+    "xgboost.core.Booster": "its bytes are parsed in C++, its other state becomes attributes; rehearsed",
 }
 # (skops, scikit-learn's minor version) -> list. To add one: read skops' changes and its _trusted_types.py, run
 # tests/test_integrity.py with the new versions, add what the matrix of estimators needs and nothing else.

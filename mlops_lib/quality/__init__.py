@@ -1,4 +1,4 @@
-"""How good scores are and whether they still are: metrics, intervals, slices, drift, live quality; figures.
+"""How good scores are and whether they still are: metrics, intervals, slices, drift, live quality, estimates; figures.
 
 For each task of :mod:`mlops_lib.task`. Pure functions on arrays and tables; nothing here reads or writes a store.
 
@@ -7,7 +7,9 @@ For each task of :mod:`mlops_lib.task`. Pure functions on arrays and tables; not
 1.0
 """
 
-from mlops_lib.quality.drift import check_drift, compute_drift
+from mlops_lib.quality.costs import choose_threshold, compute_costs, cost_metric, list_metrics
+from mlops_lib.quality.drift import DriftCounter, check_drift, compute_drift
+from mlops_lib.quality.estimated import Calibration, estimate_quality, fit_calibration, measure_importance
 from mlops_lib.quality.figures import (
     FIGURE_STYLE,
     new_axes,
@@ -15,11 +17,12 @@ from mlops_lib.quality.figures import (
     plot_confusion,
     plot_drift,
     plot_live_quality,
+    plot_policies,
     plot_residuals,
     plot_score_threshold,
     plot_slices,
 )
-from mlops_lib.quality.intervals import Interval, compute_interval, compute_paired_interval
+from mlops_lib.quality.intervals import Interval, compute_interval, compute_paired_interval, name_clusters
 from mlops_lib.quality.live import Limit, check_live_quality, compute_live_quality
 from mlops_lib.quality.metrics import Metric, compute_metrics, find_metric
 from mlops_lib.quality.profiles import Profile, build_profile
@@ -33,6 +36,8 @@ from mlops_lib.quality.slices import (
 
 __all__ = [
     "FIGURE_STYLE",
+    "Calibration",
+    "DriftCounter",
     "Interval",
     "Limit",
     "Metric",
@@ -42,7 +47,9 @@ __all__ = [
     "build_profile",
     "check_drift",
     "check_live_quality",
+    "choose_threshold",
     "compute_class_metrics",
+    "compute_costs",
     "compute_drift",
     "compute_interval",
     "compute_live_quality",
@@ -50,12 +57,19 @@ __all__ = [
     "compute_paired_interval",
     "compute_score_groups",
     "compute_slices",
+    "cost_metric",
+    "estimate_quality",
     "find_metric",
+    "fit_calibration",
+    "list_metrics",
+    "measure_importance",
+    "name_clusters",
     "new_axes",
     "plot_calibration",
     "plot_confusion",
     "plot_drift",
     "plot_live_quality",
+    "plot_policies",
     "plot_residuals",
     "plot_score_threshold",
     "plot_slices",

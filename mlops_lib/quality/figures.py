@@ -13,6 +13,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from mlops_lib.errors import QualityError, TaskError
+from mlops_lib.project import Costs
+from mlops_lib.quality.costs import compute_costs, cost_metric
+from mlops_lib.quality.drift import alarm_level
 from mlops_lib.quality.live import Limit
 from mlops_lib.quality.metrics import Metric, find_metric, read_scores
 from mlops_lib.quality.profiles import raise_for_columns
@@ -84,9 +87,11 @@ def plot_calibration(
 
 
 def plot_score_threshold(
-    y_true: ArrayLike, y_score: ArrayLike, *, task: Task = binary(), ax: Axes | None = None
+    y_true: ArrayLike, y_score: ArrayLike, *, task: Task = binary(), costs: Costs | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Draw precision and recall of the positive class against the threshold, and mark the task's own."""
+    """Draw precision and recall of the positive class against the threshold, or what it costs; mark the task's own."""
+    if costs is not None and costs.function is None:
+        return _plot_costs(costs, y_true, y_score, task, ax)
     from sklearn import metrics  # noqa: PLC0415
 
     task, y, score = read_scores(task, y_true, y_score)
@@ -106,6 +111,22 @@ def plot_score_threshold(
         text = "flags no row"
     ax.axvline(threshold, color=VERMILLION, lw=1, label=f"at {threshold:g}: {text}")
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+    return ax
+
+
+def _plot_costs(costs: Costs, y_true: ArrayLike, y_score: ArrayLike, task: Task, ax: Axes | None) -> Axes:
+    """Draw the mean cost of a row against the threshold, and mark the task's own."""
+    unit = costs.unit or "cost"
+    ax = new_axes("What a threshold costs", "Threshold on the score", f"{unit} a row", ax=ax)
+    thresholds, cost = compute_costs(costs, y_true, y_score, task=task)
+    ax.plot(thresholds, cost, color=BLUE, drawstyle="steps-post")
+    task, y, score = read_scores(task, y_true, y_score)
+    own = cost_metric(costs, task).measure(task, y, score)
+    at = float(task.threshold or 0)
+    ax.plot(at, own, "o", color=VERMILLION, zorder=3)
+    ax.axvline(at, color=VERMILLION, lw=1, label=f"at {at:.3g}: {own:.3g} {unit} a row")
+    ax.set(xlim=(-0.01, 1.01), ylim=(0, None))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
     return ax
 
@@ -193,11 +214,19 @@ def plot_slices(
     return ax
 
 
-def plot_drift(drift: pd.DataFrame, *, max_psi: float = 0.25, max_columns: int = 20, ax: Axes | None = None) -> Axes:
+def plot_drift(
+    drift: pd.DataFrame,
+    *,
+    max_psi: float = 0.25,
+    alarms_a_year: float = 1.0,
+    periods_a_year: int = 365,
+    max_columns: int = 20,
+    ax: Axes | None = None,
+) -> Axes:
     """Draw the index of each column as a bar, furthest on top, with the limit and the largest move in words.
 
-    Bars end at five times the limit; the number beside them does not. Columns that could not be compared have no bar
-    but a reason.
+    Bars end at five times the limit; the number beside them does not. What is beyond it and not explained by chance, as
+    :func:`check_drift` asks, has another colour. Columns that could not be compared have no bar but a reason.
     """
     if drift.empty:
         raise QualityError("no_rows", what="the measured drift")
@@ -206,7 +235,8 @@ def plot_drift(drift: pd.DataFrame, *, max_psi: float = 0.25, max_columns: int =
     ax = new_axes("What has moved since training", xlabel, "Column", height=height, ax=ax)
     psi = shown["psi"].to_numpy()
     rows, ends = np.arange(len(shown)), np.minimum(np.nan_to_num(psi), 5 * max_psi)
-    is_beyond = psi > np.maximum(max_psi, shown["psi_chance"].to_numpy())
+    level = alarm_level(drift, alarms_a_year=alarms_a_year, periods_a_year=periods_a_year)
+    is_beyond = (psi > max_psi) & (shown["p_value"].to_numpy() < level)
     ax.barh(rows, ends, 0.62, color=np.where(is_beyond, VERMILLION, BLUE).tolist())
     for row, end, value, move in zip(rows, ends, psi, shown["largest_move"], strict=True):
         text = f"not compared: {move}" if np.isnan(value) else f"{'… ' if value > end else ''}{value:.3f}   {move}"
@@ -241,6 +271,31 @@ def plot_live_quality(
     step = max(1, int(np.ceil(len(texts) / 12)))
     ax.set_xticks(positions[::step], texts[::step], rotation=30 if max(map(len, texts)) > 6 else 0)
     ax.legend(frameon=False)
+    ax.grid(axis="y", alpha=0.25)
+    return ax
+
+
+def plot_policies(periods: pd.DataFrame, *, metric: str, ax: Axes | None = None) -> Axes:
+    """Draw what became of each policy of a replay: its quality by period with intervals, releases as diamonds.
+
+    Parameters
+    ----------
+    periods : DataFrame
+        ``operate.Replay.periods``: ``policy``, ``period``, ``value``, ``low``, ``high`` and ``released``.
+    """
+    raise_for_columns("periods", periods, ["policy", "period", "value", "low", "high", "released"])
+    ax = new_axes("What would have been in production", "period", metric, ax=ax)
+    names, policies = list(dict.fromkeys(periods["period"])), list(periods.groupby("policy", sort=False))
+    for number, (policy, each) in enumerate(policies):
+        values = each[["value", "low", "high"]].astype(float)
+        positions = np.array([names.index(period) for period in each["period"]]) + 0.14 * (number - len(policies) / 2)
+        color = f"C{number}"
+        ax.plot(positions, values["value"], "o-", color=color, label=str(policy), ms=4)
+        ax.vlines(positions, values["low"], values["high"], color=color, lw=1, alpha=0.6)
+        is_new = each["released"].notna().to_numpy()
+        ax.plot(positions[is_new], values["value"][is_new], "D", color=color, ms=9, mfc="none")
+    ax.set_xticks(range(len(names)), names, rotation=30)
+    ax.legend(frameon=False, ncols=2)
     ax.grid(axis="y", alpha=0.25)
     return ax
 

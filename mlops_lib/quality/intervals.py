@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -204,6 +205,11 @@ def build_interval(
     error = max(float(np.sqrt(moves @ moves * n_units / degrees)), least_error)
     half = error * float(scipy.special.stdtrit(degrees, (1 + confidence) / 2))  # Student's t
     return Interval(value - half, value, value + half, confidence, n_rows, error, degrees)
+
+
+def name_clusters(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return the column that says which rows belong together, times by their day, in their own time zone."""
+    return column.dt.normalize() if pd.api.types.is_datetime64_any_dtype(column.dtype) else column
 
 
 def read_clusters(clusters: ArrayLike | None, n_rows: int) -> Codes | None:

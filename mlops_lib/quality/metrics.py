@@ -286,6 +286,12 @@ def compare_scores(task: Task, y: Truth, y_score: Floats) -> tuple[Floats, Truth
     return y_score, y
 
 
+def calibration_gap(task: Task) -> Metric:
+    """Return by how much the mean score exceeds what was observed, as a metric that is best near zero."""
+    gaps = _mean(lambda y, score: np.subtract(*compare_scores(task, y, score)))
+    return _exact("calibration_gap", gaps, greater_is_better=None, needs_each_class=False)
+
+
 def compute_metrics(
     y_true: ArrayLike,
     y_score: ArrayLike,

@@ -39,7 +39,7 @@ from mlops_lib.errors import LedgerError, RefusedError, SignatureError, StoreErr
 from mlops_lib.models import signing
 from mlops_lib.project import Project
 from mlops_lib.registry import memory
-from mlops_lib.registry.entries import Chain, Entry, History, sha256, slot
+from mlops_lib.registry.entries import Chain, Entry, History, slot
 from mlops_lib.registry.rules import Ledger, Rules, replay
 from mlops_lib.tracking import store
 from mlops_lib.wording import visible
@@ -108,7 +108,7 @@ def open_ledger(project: Project, *, with_moves: bool = True) -> tuple[MlflowCli
         client = store.connect(project.tracking_uri, create=False)
     except StoreError as error:
         if error.case == "missing":
-            memory.raise_for_missing(project, _empty(project.name, None))
+            memory.look(project, Ledger.begin(project.name))
         raise
     return client, find_ledger(project, client, with_moves=with_moves)
 
@@ -124,29 +124,19 @@ def find_ledger(project: Project, client: MlflowClient, *, with_moves: bool = Tr
     model = None
     with store.ignore_codes("RESOURCE_DOES_NOT_EXIST"):
         model = client.get_registered_model(project.name)
-    ledger = _empty(project.name, model)
+    ledger = Ledger.begin(project.name, model.creation_timestamp if model else None)
+    if model and store.has_aliases(project.tracking_uri):
+        ledger = replace(ledger, aliases=model.aliases)
+    elif model:
+        ledger = replace(ledger, aliases=None)
     agreed = _agreed_runs(client, model) if model else None
-    if model and agreed:
-        chains = [replace(chain, run_id=run_id) for chain, run_id in zip(_chains(ledger), agreed, strict=True)]
-        ledger = replace(ledger, registrations=chains[0], moves=chains[1])
-        ledger = replace(ledger, aliases=model.aliases if store.has_aliases(project.tracking_uri) else None)
+    if agreed:
+        for chain, run_id in zip(ledger.chains, agreed, strict=True):
+            ledger = ledger.with_chain(replace(chain, run_id=run_id))
         ledger = _read(project, client, ledger, with_moves=with_moves)
     if with_moves:
-        memory.raise_for_missing(project, ledger)
-        memory.remember(project, ledger)
+        memory.look(project, ledger)
     return ledger
-
-
-def _empty(name: str, model: RegisteredModel | None) -> Ledger:
-    """Return a ledger without entries, as it begins for this model; a name is no identity, a name and a moment are."""
-    if model is None:
-        return Ledger(name, Chain(name, "r"), Chain(name))
-    genesis = [sha256(f"{name}\n{model.creation_timestamp}\n{kind}") for kind in ("registrations", "moves")]
-    return Ledger(name, Chain(name, "r", genesis[0]), Chain(name, "", genesis[1]), model.aliases)
-
-
-def _chains(ledger: Ledger) -> tuple[Chain, Chain]:
-    return ledger.registrations, ledger.moves
 
 
 def _agreed_runs(client: MlflowClient, model: RegisteredModel) -> list[str] | None:
@@ -258,8 +248,8 @@ def ensure_ledger(project: Project, client: MlflowClient) -> Ledger:
     with store.ignore_codes("RESOURCE_ALREADY_EXISTS"):
         client.create_registered_model(project.name)
     model = client.get_registered_model(project.name)
-    made = []
-    for chain, experiment in zip(_chains(_empty(project.name, model)), ("", ".ledger"), strict=True):
+    begun, made = Ledger.begin(project.name, model.creation_timestamp), []
+    for chain, experiment in zip(begun.chains, ("", ".ledger"), strict=True):
         experiment_id = store.get_experiment_id(client, project.tracking_uri, f"{project.name}{experiment}")
         name = f"ledger of {'moves' if experiment else 'registrations'}"
         run_id = client.create_run(experiment_id, run_name=name, tags={"mlflow.user": project.actor}).info.run_id
@@ -294,8 +284,10 @@ def append(project: Project, client: MlflowClient, ledger: Ledger, draft: Entry 
     store.raise_for_read_only(project.tracking_uri)
     if not ledger.moves.run_id:
         ledger = ensure_ledger(project, client)
+    _raise_for_clock(project)
+    sign = signing.read_signer(project.signing_key)
     while True:
-        entry, after = _write(project, client, ledger, draft if isinstance(draft, Entry) else draft(ledger))
+        entry, after = _write(project, client, ledger, draft if isinstance(draft, Entry) else draft(ledger), sign)
         # What came next; with the same operation id it is this one, though its answer was lost.
         written = next((each for each in after.chain_of(entry).entries if each.number >= entry.number), None)
         if written and (written.repeats(entry) or isinstance(draft, Entry)):
@@ -304,22 +296,28 @@ def append(project: Project, client: MlflowClient, ledger: Ledger, draft: Entry 
     model = client.get_registered_model(project.name)
     if not written.repeats(entry):
         winner = str(written)
-    elif _empty(project.name, model).moves.genesis != after.moves.genesis:
+    elif Ledger.begin(project.name, model.creation_timestamp).moves.genesis != after.moves.genesis:
         winner = "the model was deleted and made again"  # what was written stays in the ledger of the one that is gone
     else:
-        memory.remember(project, after)
+        memory.look(project, after)
         follow(client, replace(after, aliases=model.aliases if after.aliases is not None else None))
         return written
     action = f"{entry.action} {entry.stage or entry.version}"
     raise RefusedError("head_moved", name=project.name, action=action, winner=winner)
 
 
-def _write(project: Project, client: MlflowClient, ledger: Ledger, draft: Entry) -> tuple[Entry, Ledger]:
+def _raise_for_clock(project: Project) -> None:
+    """Raise ``LedgerError`` if this machine's clock is too far ahead of the store's."""
+    minutes = (datetime.now(UTC) - store.read_clock(project.tracking_uri)).total_seconds() / 60
+    if minutes > CLOCK_MIN:
+        raise LedgerError("clock", minutes=round(minutes), limit=CLOCK_MIN)
+
+
+def _write(
+    project: Project, client: MlflowClient, ledger: Ledger, draft: Entry, sign: Callable[[str], str] | None
+) -> tuple[Entry, Ledger]:
     """Write the entry that follows ``ledger``, if nobody else has written one since; return it and the ledger now."""
-    chain, sign = ledger.chain_of(draft), signing.read_signer(project.signing_key)
-    now = datetime.now(UTC)
-    if (ahead := now - store.read_clock(project.tracking_uri)).total_seconds() > 60 * CLOCK_MIN:
-        raise LedgerError("clock", minutes=round(ahead.total_seconds() / 60), limit=CLOCK_MIN)
+    chain = ledger.chain_of(draft)
     entry = replace(
         draft,
         seen="" if draft.is_registration else ledger.registrations.head,
@@ -328,7 +326,7 @@ def _write(project: Project, client: MlflowClient, ledger: Ledger, draft: Entry)
         operation=draft.operation or uuid.uuid4().hex,
         previous=chain.head,
         actor=project.actor,
-        at=max([now, *(last.time for last in ledger.entries[-1:])]).isoformat(timespec="microseconds"),
+        at=max([datetime.now(UTC), *(last.time for last in ledger.entries[-1:])]).isoformat(timespec="microseconds"),
     )
     if sign:
         entry = replace(entry, signature=sign(_signed_text(chain, entry)))
@@ -343,11 +341,8 @@ def _write(project: Project, client: MlflowClient, ledger: Ledger, draft: Entry)
     except MlflowException as error:  # somebody was faster, or the answer was lost: what stands there tells
         failed = error
     after = _read(project, client, ledger)
-    if (
-        failed
-        and after.chain_of(entry).number < entry.number
-        and slot(entry.number) not in after.chain_of(entry).strays
-    ):
+    chain = after.chain_of(entry)
+    if failed and chain.number < entry.number and slot(entry.number) not in chain.strays:
         raise failed
     return entry, after
 
@@ -369,7 +364,7 @@ def follow(client: MlflowClient, ledger: Ledger) -> tuple[str, ...]:
             with store.ignore_codes("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
                 _set(client.set_registered_model_alias, ledger.name, stage, str(entry.version))
                 done.append(stage)
-    for chain in _chains(ledger):
+    for chain in ledger.chains:
         if chain.entries and chain.noted != chain.number:
             with store.ignore_codes("PERMISSION_DENIED"):
                 _set(client.set_tag, chain.run_id, HEAD_TAG, f"{chain.number}:{chain.head}")

@@ -14,26 +14,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mlops_lib.data import reads
 from mlops_lib.errors import LedgerError
 from mlops_lib.project import Project
-from mlops_lib.registry.entries import Chain, sha256
+from mlops_lib.registry.entries import sha256
 from mlops_lib.registry.rules import Ledger
 
 
-def raise_for_missing(project: Project, ledger: Ledger) -> None:
-    """Raise ``LedgerError`` if the store lacks what was seen in it before, or has another in its place."""
+def look(project: Project, ledger: Ledger) -> None:
+    """Hold a ledger to what was seen of it before, and note how far it has come; what cannot be written is not noted.
+
+    Raises
+    ------
+    LedgerError
+        The store lacks an entry that was seen in it, or has another in its place.
+    """
     seen, path = _recall(project)
-    for key, chain in _chains(ledger).items():
+    heads: dict[str, list[str]] = {}
+    for key, chain in zip(("registrations", "moves"), ledger.chains, strict=True):
+        heads[key] = [f"{chain.prefix}{chain.number}", chain.head]
         label, hash_ = seen.get(key, ("0", ""))
         number = int(label.removeprefix("r"))
         if number and chain.hash_of(number) != hash_:
             raise LedgerError("missing", name=project.name, entry=label, seen_at=seen["seen_at"], path=path)
-
-
-def remember(project: Project, ledger: Ledger) -> None:
-    """Note how far the ledger has come; what cannot be written is not remembered."""
-    heads = {key: [f"{chain.prefix}{chain.number}", chain.head] for key, chain in _chains(ledger).items()}
-    seen, path = _recall(project)
     if path is None or not ledger.entries or heads == {key: seen.get(key) for key in heads}:
         return
     facts = {"name": project.name, **heads, "seen_at": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -44,15 +47,11 @@ def remember(project: Project, ledger: Ledger) -> None:
         draft.replace(path)
 
 
-def _chains(ledger: Ledger) -> dict[str, Chain]:
-    return {"registrations": ledger.registrations, "moves": ledger.moves}
-
-
 def _recall(project: Project) -> tuple[dict[str, Any], Path | None]:
     """Return what was noted, and where; nothing where nothing can be read."""
     if project.state is None:
         return {}, None
     path = project.state / f"{sha256(f'{project.tracking_uri} {project.name}')[:32]}.json"
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError), reads.ours():
         return dict(json.loads(path.read_text(encoding="utf-8"))), path
     return {}, path

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from mlops_lib.project import Project
-from mlops_lib.registry.entries import MOVES, Chain, Entry
+from mlops_lib.registry.entries import MOVES, Chain, Entry, sha256
 
 ACTIONS = MOVES | {"freeze", "unfreeze", "approve", "delete"}
 
@@ -123,8 +123,10 @@ def why_illegal(state: State, entry: Entry) -> str | None:
     match entry.action:
         case "register":
             why = "it is registered already" if version in state.registered else None
-        case "promote" | "force" if not (entry.verdict if entry.action == "promote" else entry.reason.strip()):
-            why = "there is no verdict on it" if entry.action == "promote" else "forcing takes a reason"
+        case "promote" if not entry.verdict:
+            why = "there is no verdict on it"
+        case "force" if not entry.reason.strip():
+            why = "forcing takes a reason"
         case "promote" | "force":
             why = why_no_way(state, rules, version, stage) or why_not_approved(state, rules, entry)
         case "rollback":
@@ -249,6 +251,22 @@ class Ledger:
     registrations: Chain
     moves: Chain
     aliases: Mapping[str, str] | None = field(default_factory=dict)  # None where the store keeps none
+
+    @classmethod
+    def begin(cls, name: str, moment: int | None = None) -> Ledger:
+        """Return a ledger without entries: of the model made at this moment (ms), or before there is one.
+
+        A name is no identity, a name and a moment are: both chains begin with their hash.
+        """
+        if moment is None:
+            return cls(name, Chain(name, "r"), Chain(name))
+        genesis = [sha256(f"{name}\n{moment}\n{kind}") for kind in ("registrations", "moves")]
+        return cls(name, Chain(name, "r", genesis[0]), Chain(name, "", genesis[1]))
+
+    @property
+    def chains(self) -> tuple[Chain, Chain]:
+        """Registrations and moves."""
+        return self.registrations, self.moves
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:

@@ -115,7 +115,7 @@ def why_not(  # noqa: PLR0911 - one return per reason reads better than a chain
 
 
 def gates_digest(project: Project) -> str:
-    """Return the SHA-256 of the project's gates and of its own metrics, which they may name.
+    """Return the SHA-256 of the project's gates and of its own metrics and costs, which they may name.
 
     Of a gate count its parameters and the source of its class, with what it inherits.
     """
@@ -124,7 +124,11 @@ def gates_digest(project: Project) -> str:
         for each in project.metrics
     ]
     sources = [data.fingerprint_class(type(gate)) for gate in project.gates]
-    return sha256(repr((project.gates, sources, own, project.min_evaluation_rows)))
+    facts = [project.gates, sources, own, project.min_evaluation_rows]
+    if costs := project.costs:
+        function = data.fingerprint_function(costs.function) if costs.function else None
+        facts.append((costs.false_alarm, costs.miss, costs.capacity, function))
+    return sha256(repr(tuple(facts)))
 
 
 def _short(value: object) -> str:

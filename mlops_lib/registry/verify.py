@@ -25,7 +25,7 @@ from sqlalchemy import NullPool, create_engine, text
 from mlops_lib import models
 from mlops_lib.errors import LedgerError, MlopsError, ModelFileError, SignatureError
 from mlops_lib.project import Project
-from mlops_lib.registry.entries import Chain, Entry, History
+from mlops_lib.registry.entries import Entry, History
 from mlops_lib.registry.ledger import CLOCK_MIN, find_ledger, follow
 from mlops_lib.registry.rules import Ledger, Rules
 from mlops_lib.registry.versions import find_run_state, resolve, search_versions, verify_files
@@ -72,7 +72,7 @@ def check_store(
     except LedgerError as error:
         rows.append(_row("chain", None, "hashes follow, rules held", str(error)))
         # Of a broken one nothing counts: the versions say what is registered.
-        ledger = Ledger(project.name, Chain(project.name, "r"), Chain(project.name))
+        ledger = Ledger.begin(project.name)
     else:
         rows += _check_ledger(project, ledger, stored)
         rows += [_check_head(ledger, head) for head in heads]
@@ -127,12 +127,11 @@ def _check_database(uri: str) -> Row:
 
 def _check_ledger(project: Project, ledger: Ledger, stored: Mapping[int, ModelVersion]) -> Iterator[Row]:
     """Yield a row for the chain, its head, each alias, each version that is not as registered, and the others."""
-    chains = (ledger.registrations, ledger.moves)
     yield _row("chain", len(ledger.entries), "hashes follow, rules held")
-    noted, numbers = [tuple(getattr(chain, what) for chain in chains) for what in ("noted", "number")]
+    noted, numbers = [tuple(getattr(chain, what) for chain in ledger.chains) for what in ("noted", "number")]
     reason = "a command was cut off; 'mlops history' completes it" if noted != numbers else ""
     yield _row("head", f"r{noted[0]}, {noted[1]}", f"noted up to r{numbers[0]}, {numbers[1]}", reason)
-    strays = [f"'{visible(key)[:40]}'" for chain in chains for key in chain.strays]
+    strays = [f"'{visible(key)[:40]}'" for chain in ledger.chains for key in chain.strays]
     if strays:
         reason = f"{listed(strays)}: no entries, written by other hands, and passed over"
         yield Row("stray parameters", len(strays), "none", "passed", reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from mlops_lib import models
 from mlops_lib.data import reads
 from mlops_lib.errors import LedgerError, ModelError, ModelFileError, NotFoundError, QualityError
 from mlops_lib.models import signing
+from mlops_lib.models.limits import MAX_FILES
 from mlops_lib.project import Project
 from mlops_lib.registry.entries import Entry, Records
 from mlops_lib.registry.ledger import append, ensure_ledger, note_ledger, open_ledger, raise_for_words
@@ -306,7 +308,7 @@ def load_model(project: Project, version: int | str, *, folder: Path | None = No
     stored = find(project, client, ledger, version)
     name, model_id, manifest = _read_registered(project, stored, ledger)
     with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="mlops-") as place:
-        _download(model_id, str(place))
+        _download(model_id, Path(place), manifest, name)
         files = models.load_model_files(Path(place), manifest, name=name, extra=project.trusted_types)
     stage = str(version) if version in project.stages else None
     return Release(project.name, int(stored.version), stage, model_id, stored.run_id or "", files)
@@ -326,7 +328,7 @@ def verify_files(project: Project, model_version: ModelVersion, ledger: Ledger) 
 def _raise_for_files(model_id: str, manifest: Mapping[str, Any], name: str) -> str:
     """Raise ``ModelFileError`` unless a model's files are those of its manifest; return the manifest's digest."""
     with tempfile.TemporaryDirectory() as folder:
-        _download(model_id, folder)
+        _download(model_id, Path(folder), manifest, name)
         models.raise_for_files(Path(folder), manifest, model=name)
     return models.compute_digest(manifest)
 
@@ -357,10 +359,16 @@ def _read_registered(project: Project, model_version: ModelVersion, ledger: Ledg
     return name, files.get("model_id", str(model_version.source).removeprefix("models:/")), manifest
 
 
-def _download(model_id: str, folder: str) -> None:
-    """Copy a model's files to ``folder``; a missing artifact folder is a missing file, not an empty model."""
+def _download(model_id: str, folder: Path, manifest: Mapping[str, Any], name: str) -> None:
+    """Copy a model's files to ``folder``, once they have the sizes of their manifest.
+
+    A missing artifact folder is a missing file, not an empty model; a full disk is this machine's fault.
+    """
     try:
-        store.download_model(model_id, Path(folder))
+        models.raise_for_sizes(store.list_model(model_id, limit=MAX_FILES), manifest, model=name)
+        store.download_model(model_id, folder)
     except (OSError, MlflowException) as error:
+        if shutil.disk_usage(folder).free < (needed := sum(file["size"] for file in manifest.values())):
+            raise ModelFileError("no_room", model=name, needed=needed, folder=folder.parent) from error
         reason = "cannot be read from the artifact store"
         raise ModelFileError("unread", model=f"Model '{model_id}'", file="its folder", reason=reason) from error

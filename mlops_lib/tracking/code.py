@@ -56,7 +56,7 @@ def log_difference(project: Project, client: MlflowClient, run_id: str) -> None:
     """Log what the working tree has beyond its commit, as ``code/uncommitted.diff``, if it has anything."""
     changed = ask_git(project.root, "status", "--porcelain")
     if changed:
-        text = f"{changed}\n\n{ask_git(project.root, 'diff', 'HEAD')}\n"
+        text = f"{changed}\n\n{ask_git(project.root, 'diff', '--no-ext-diff', '--no-color', 'HEAD')}\n"
         client.log_text(run_id, redact(text, project.secrets), "code/uncommitted.diff")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from mlflow.tracking import MlflowClient
 
-from mlops_lib import contracts, data, models
+from mlops_lib import contracts, data, models, quality
 from mlops_lib.errors import TaskError
 from mlops_lib.models import signing
 from mlops_lib.project import Project
@@ -29,6 +29,7 @@ from mlops_lib.tracking import store
 SIGNATURE_ROWS = 1000
 EXAMPLE_ROWS = 5
 WARMUP_ROWS = 50
+PROFILED_ROWS = 20_000
 # What a saved pipeline needs where it is loaded; inferring this list takes 2.3 s per model and finds the same.
 REQUIREMENTS = ("mlflow", "scikit-learn", "skops", "pandas", "numpy", "scipy")
 
@@ -66,6 +67,7 @@ def log_model(
     times: pd.Series[Any] | None = None,
     contract: Mapping[str, Any] | None = None,
     profile: Mapping[str, Any] | None = None,
+    scores: np.ndarray[Any, Any] | None = None,
 ) -> LoggedModel:
     """Log a fitted pipeline to the active run with everything that scoring it safely needs.
 
@@ -85,6 +87,9 @@ def log_model(
         When each row arrived; the latest is stored, so that a gate can tell whether evaluation rows are later.
     contract, profile : dict, optional
         Of the training data; stored beside the model as contract.json and profile.json.
+    scores : ndarray of shape (n_rows,) or (n_rows, n_classes), optional
+        Of held-out rows: what the drift of predictions is measured against, kept in profile.json. By default those of
+        rows of ``X``, which a model that knows them by heart scores a little more surely than others.
 
     Raises
     ------
@@ -104,22 +109,26 @@ def log_model(
     if contract:
         _raise_for_other_scores(task, model, rows, contract)
     sample = _as_float(rows)
-    scores = task.predict_all(model, sample)
-    if scores.ndim != 1 + task.is_classifier:
-        reason = f"returns scores of shape {scores.shape}; train it on one column of targets"
+    returned = task.predict_all(model, sample)
+    if returned.ndim != 1 + task.is_classifier:
+        reason = f"returns scores of shape {returned.shape}; train it on one column of targets"
         raise TaskError(subject="The model", reason=reason)
     warmup = _write_warmup(task, model, sample.head(WARMUP_ROWS))
     info = mlflow.sklearn.log_model(
         model,
         name="model",
-        signature=infer_signature(sample, scores),
+        signature=infer_signature(sample, returned),
         input_example=sample.head(EXAMPLE_ROWS),
-        pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
+        pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in _list_packages(trusted)],
         serialization_format="skops",
         skops_trusted_types=trusted,
         pyfunc_predict_fn=task.predict_method,
         metadata={"mlops": {"features": list(X.columns), "task": task.to_dict(), **_until(times)}},
     )
+    if profile:
+        known = task.predict(model, _as_float(X.iloc[:: max(1, len(X) // PROFILED_ROWS)])) if scores is None else scores
+        held = pd.DataFrame(task.to_columns(np.asarray(known)))
+        profile = {**profile, "scores": quality.build_profile(held, columns=list(task.score_columns)).to_dict()}
     beside = {
         models.CONTRACT_FILE: json.dumps(contract, sort_keys=True) if contract else None,
         models.PROFILE_FILE: json.dumps(profile, sort_keys=True) if profile else None,
@@ -146,6 +155,13 @@ def log_model(
         tags[signing.MANIFEST_SIGNATURE_TAG] = sign(signing.manifest_text(project.name, digest))
     client.set_logged_model_tags(info.model_id, tags)
     return LoggedModel(info.model_id, info.run_id, digest)
+
+
+def _list_packages(trusted: Iterable[str]) -> Iterator[str]:
+    """Yield the distributions that loading a model with these types needs."""
+    yield from REQUIREMENTS
+    for package in models.find_packages(trusted):  # xgboost is also called xgboost-cpu
+        yield importlib.metadata.packages_distributions()[package][0]
 
 
 def _raise_for_other_scores(task: Task, model: Any, X: pd.DataFrame, contract: Mapping[str, Any]) -> None:
@@ -199,7 +215,9 @@ def _hash_training_rows(X: pd.DataFrame, keys: pd.DataFrame | None) -> np.ndarra
 
 
 def _until(times: pd.Series[Any] | None) -> dict[str, str]:
-    return {} if times is None else {"trained_until": pd.to_datetime(times, utc=True).max().isoformat()}
+    if times is None:
+        return {}
+    return {"trained_until": data.read_times(times).max().isoformat()}
 
 
 def _as_float(frame: pd.DataFrame) -> pd.DataFrame:

@@ -82,7 +82,8 @@ def start_run(
         run = mlflow.start_run(run_id=project.run_id)
     else:
         mlflow.set_experiment(experiment_id=store.get_experiment_id(client, project.tracking_uri, project.name))
-        run = mlflow.start_run(run_name=run_name, tags=describe_code(project) | liveness.open_tags())
+        tags_of_run = describe_code(project) | liveness.open_tags()
+        run = mlflow.start_run(run_name=run_name, tags=tags_of_run, nested=opened is not None)  # of a tick, say
         alive = _alive(client, run.info.run_id)
     with alive, run:
         if not project.run_id:

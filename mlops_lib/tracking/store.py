@@ -32,7 +32,7 @@ import mlflow
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR, MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME, ModelsArtifactRepository
 from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.databricks_utils import get_databricks_host_creds
@@ -157,19 +157,51 @@ def _use(uri: str) -> None:
         os.environ |= {name: value} if value is not None else {}
 
 
+def find_experiment_id(client: MlflowClient, uri: str, name: str) -> str | None:
+    """Return the id of experiment ``name``, None where it is missing.
+
+    Raises
+    ------
+    StoreError
+        It was deleted, or its artifacts are where the store's folder was before it was moved.
+    """
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        return None
+    if experiment.lifecycle_stage == "deleted":
+        raise StoreError("deleted", name=name, uri=without_password(uri), experiment_id=experiment.experiment_id)
+    if root := _moved_root(uri, str(experiment.artifact_location)):
+        raise StoreError("moved", location=root, uri=uri)
+    return str(experiment.experiment_id)
+
+
 def get_experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """Return the id of experiment ``name``, creating it where it is missing; artifacts go beside a SQLite store."""
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        if experiment.lifecycle_stage == "deleted":
-            raise StoreError("deleted", name=name, uri=without_password(uri), experiment_id=experiment.experiment_id)
-        if root := _moved_root(uri, str(experiment.artifact_location)):
-            raise StoreError("moved", location=root, uri=uri)
-        return str(experiment.experiment_id)
+    if (found := find_experiment_id(client, uri, name)) is not None:
+        return found
     root = artifact_root(uri)
     with ignore_codes("RESOURCE_ALREADY_EXISTS"):
         return str(client.create_experiment(name, artifact_location=f"{root}/{quote(name)}" if root else None))
     return get_experiment_id(client, uri, name)  # another process was faster
+
+
+def list_model(model_id: str, *, limit: int) -> dict[str, int | None]:
+    """Return the size (bytes, None where the store knows none) of each file that a download gives, and copy none.
+
+    After ``limit`` files and folders it stops: links may lead round in circles.
+    """
+    repository, folders = ModelsArtifactRepository(f"models:/{model_id}"), [""]
+    sizes: dict[str, int | None] = {}
+    for folder in folders:
+        for file in repository.list_artifacts(folder):
+            if file.is_dir:
+                folders.append(file.path)
+            else:
+                sizes[file.path] = file.file_size
+        if len(folders) + len(sizes) > limit:
+            break
+    # The download itself writes this one, over what MLflow's own loader may have left in the store.
+    return {**sizes, REGISTERED_MODEL_META_FILE_NAME: None}
 
 
 def download_model(model_id: str, folder: Path) -> None:

@@ -410,6 +410,15 @@ def test_a_share_that_leaves_nothing_is_refused(test_share: float) -> None:
         data.split_by_time(make_frame(), "departs", test_share=test_share)
 
 
+def test_times_of_a_csv_with_zones_are_split_like_any_others(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("id,at\n1,2020-01-02T03:04:05Z\n2,2020-01-03T03:04:05+02:00\n3,2020-01-03T02:00:00Z\n")
+    train, test = data.split_by_time(data.read_table(path), "at", test_share=0.01)
+    assert (list(train["id"]), list(test["id"])) == ([1, 2], [3])
+    with pytest.raises(TableError, match="1 of 2 rows hold no ISO 8601 time, such as 'soon'"):
+        data.split_by_time(pd.DataFrame({"at": ["2020-01-01", "soon"]}), "at", test_share=0.1)
+
+
 def test_rows_of_a_single_moment_cannot_be_split_by_time() -> None:
     frame = pd.DataFrame({"day": pd.to_datetime(["2020-01-01"] * 5)})
     with pytest.raises(TableError, match=r"5 rows have 1 different times"):

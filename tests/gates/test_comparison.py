@@ -143,7 +143,7 @@ def test_the_notebook_table_escapes_and_the_json_is_json(project: Project, other
 
 
 def test_the_command_prints_it(project: Project, other: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlops_lib.project.load_project", lambda _: project)
+    monkeypatch.setattr("mlops_lib.project.load_project", lambda _, **__: project)
     done = CliRunner().invoke(cli.main, ["compare", "1", "dev", "--period", "p3"])
     assert done.exit_code == 0, done.output
     assert "Versions 1 and 2 of 'toy'" in done.output

@@ -6,10 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from samples import COLUMNS, classes, numbers, scored, sliced, table
 
 from mlops_lib import errors, quality
 from mlops_lib.quality import Limit
+from mlops_lib.quality.figures import VERMILLION
 from mlops_lib.task import binary, multiclass, regression
 
 
@@ -146,6 +148,15 @@ def test_drift_figure_shows_limit_numbers_and_columns_that_were_not_compared():
     ax.figure.draw_without_rendering()
     with pytest.raises(errors.QualityError, match="no rows in the measured drift"):
         quality.plot_drift(drift[:0])
+
+
+def test_drift_figure_marks_what_the_check_fails():
+    profile = quality.build_profile(pd.DataFrame({"x": ["a", "b"] * 500}), columns=["x"])
+    drift = quality.compute_drift(profile, pd.DataFrame({"x": ["a"] * 15 + ["b"] * 4}))
+    for periods_a_year in (365, 12):
+        (bar,) = quality.plot_drift(drift, periods_a_year=periods_a_year).patches
+        report = quality.check_drift(drift, periods_a_year=periods_a_year)
+        assert (to_hex(bar.get_facecolor()).upper() == VERMILLION) is not report.passed
 
 
 def test_quality_figure_shows_the_metric_by_period_and_its_limits():

@@ -129,18 +129,87 @@ def test_numbers_are_measured_on_their_predictions_and_what_has_no_value_is_left
 
 def test_check_fails_what_leaves_its_limits_and_waits_for_enough_labels():
     live = pd.DataFrame(
-        {"n_labelled": [500, 500, 50, 500], "roc_auc": [0.71, 0.66, 0.40, np.nan]},
-        index=pd.Index([4, 5, 6, 7], name="month"),
+        {"n_labelled": [500, 500, 500, 50, 500, 500], "roc_auc": [0.71, 0.66, 0.6, 0.4, np.nan, 0.4]},
+        index=pd.Index([3, 4, 5, 6, 7, 8], name="month"),
     )
+    live["roc_auc_low"] = live["roc_auc"] - 0.03
+    live["roc_auc_high"] = live["roc_auc"].where(live.index < 8) + 0.03
     report = quality.check_live_quality(live, limits={"roc_auc": Limit(low=0.68)})
+    no_interval = "fewer than 10 clusters or 30 rows of a class, or none is known for it"
     assert [(row.name, row.status, row.reason) for row in report.rows] == [
+        ("month 3: roc_auc", "passed", ""),
         ("month 4: roc_auc", "passed", ""),
-        ("month 5: roc_auc", "failed", "on 500 labels"),
+        ("month 5: roc_auc", "failed", "its interval is 0.570 to 0.630 on 500 labels"),
         ("month 6: roc_auc", "not_applicable", "50 labels, needs 200"),
         ("month 7: roc_auc", "failed", "it has no value on 500 labels, such as where all are of one class"),
+        ("month 8: roc_auc", "not_applicable", f"it has no interval on 500 labels: {no_interval}"),
     ]
     assert not report.passed
     assert quality.check_live_quality(live[:1], limits={"roc_auc": Limit(low=0.68)}).passed
+    points = live.drop(columns=["roc_auc_low", "roc_auc_high"])
+    statuses = {row.status for row in quality.check_live_quality(points[:3], limits={"roc_auc": Limit(0.68)}).rows}
+    assert statuses == {"not_applicable"}
+
+
+def by_day(n_days, *, signal=1.0, move=2.0):
+    """Return predictions and labels of days that are more alike within than rows are: bad days and good ones."""
+    rng = np.random.default_rng(0)
+    days = np.repeat(np.arange(n_days), 2000 // n_days)
+    y = rng.integers(0, 2, len(days))
+    right = signal + rng.normal(0, move, n_days)[days]
+    score = 1 / (1 + np.exp(-rng.normal(right * (y - 0.5), 1)))
+    at = (
+        pd.to_datetime("2013-05-01")
+        + pd.to_timedelta(days, "D")
+        + pd.to_timedelta(rng.integers(0, 86_400, len(days)), "s")
+    )
+    predictions = pd.DataFrame({"id": range(len(days)), "score": score, "model_version": 6, "at": at, "day": days})
+    return predictions, pd.DataFrame({"id": range(len(days)), "is_late": y})
+
+
+def test_rows_of_one_day_belong_together_and_make_intervals_as_wide_as_days_differ():
+    predictions, labels = by_day(40)
+    alone, together = quality_of(predictions, labels), quality_of(predictions, labels, clusters="at")
+    pd.testing.assert_frame_equal(together, quality_of(predictions, labels, clusters="day"))
+    width = {name: each["roc_auc_high"] - each["roc_auc_low"] for name, each in (("a", alone), ("t", together))}
+    assert width["t"][6] > 3 * width["a"][6]
+    interval = quality.compute_interval(labels["is_late"], predictions["score"], clusters=predictions["day"])
+    assert together.loc[6, ["roc_auc_low", "roc_auc_high"]].tolist() == [interval.low, interval.high]
+    narrow = quality_of(predictions, labels, clusters="at", confidence=0.5)
+    assert narrow.loc[6, "roc_auc_high"] < together.loc[6, "roc_auc_high"]
+
+
+def test_a_few_days_are_no_evidence_and_a_point_is_never_judged():
+    predictions, labels = by_day(8, signal=-1)
+    live = quality_of(predictions, labels, clusters="day")
+    assert live.loc[6, "roc_auc"] < 0.5
+    assert live[["roc_auc_low", "roc_auc_high"]].isna().all(axis=None)
+    (row,) = quality.check_live_quality(live, limits={"roc_auc": Limit(low=0.5)}).rows
+    assert row.status == "not_applicable"
+    assert row.reason.startswith("it has no interval on 2000 labels: fewer than 10 clusters")
+
+
+def test_the_calibration_gap_has_an_interval_and_is_held_to_a_limit_by_it():
+    predictions, labels = by_day(40)
+    wide, narrow = quality_of(predictions, labels, clusters="day"), quality_of(predictions, labels)
+    limits = {"calibration_gap": Limit(-0.05, 0.05)}
+    assert quality.check_live_quality(narrow, limits=limits).passed
+    assert (
+        narrow.loc[6, "calibration_gap_low"] < narrow.loc[6, "calibration_gap"] < narrow.loc[6, "calibration_gap_high"]
+    )
+    assert wide.loc[6, "calibration_gap"] == narrow.loc[6, "calibration_gap"]
+    lower = predictions.assign(score=predictions["score"] / 2)
+    assert quality.check_live_quality(quality_of(lower, labels), limits=limits).failures
+    late = labels.assign(is_late=1)
+    assert quality_of(predictions, late).loc[6, "calibration_gap"] == pytest.approx(predictions["score"].mean() - 1)
+
+
+def test_clusters_and_confidence_that_are_none_are_refused():
+    predictions, labels = predictions_and_labels()
+    with pytest.raises(errors.QualityError, match="The predictions lack dya"):
+        quality_of(predictions.assign(day=1), labels, clusters="dya")
+    with raises(errors.QualityError, "confidence"):
+        quality_of(predictions, labels, confidence=95)
 
 
 def test_check_refuses_a_limit_on_what_was_not_computed():
@@ -155,7 +224,7 @@ def test_limits_read_as_ranges_and_include_their_ends():
         "-0.05 to 0.05",
         "any",
     ]
-    assert Limit(0.68).holds(0.68)
-    assert not Limit(0.68).holds(0.67)
-    assert not Limit(high=0.2).holds(0.21)
-    assert not Limit().holds(np.nan)
+    assert Limit(0.68).holds(0.6, 0.68)
+    assert not Limit(0.68).holds(0.6, 0.67)
+    assert not Limit(high=0.2).holds(0.21, 0.3)
+    assert not Limit().holds(np.nan, np.nan)

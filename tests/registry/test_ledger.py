@@ -27,6 +27,7 @@ from mlops_lib.errors import (
 )
 from mlops_lib.project import Project
 from mlops_lib.registry import ledger
+from mlops_lib.registry.rules import Ledger
 from mlops_lib.report import Report
 from mlops_lib.tracking import store
 
@@ -248,7 +249,7 @@ def copy_the_alias(project: Project, run_id: str) -> None:
 def copy_the_entries(project: Project, run_id: str) -> None:
     """Copy the whole ledger into runs that say they belong to the new model."""
     client, model = MlflowClient(), MlflowClient().get_registered_model("toy")
-    genesis, made = ledger._empty("toy", model), []
+    genesis, made = Ledger.begin("toy", model.creation_timestamp), []
     for old, chain in zip(map(client.get_run, run_id.split()), (genesis.registrations, genesis.moves), strict=True):
         new = client.create_run(old.info.experiment_id, tags=old.data.tags).info.run_id
         for key, text in old.data.params.items():

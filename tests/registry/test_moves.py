@@ -403,7 +403,7 @@ def mlops(project: Project, monkeypatch: pytest.MonkeyPatch) -> Mlops:
     """Return what calls the command on the toy project, as somebody."""
 
     def call(*arguments: object, actor: str = "ada", **changes: object) -> Result:
-        monkeypatch.setattr("mlops_lib.project.load_project", lambda _: replace(project, actor=actor, **changes))  # type: ignore[arg-type]
+        monkeypatch.setattr("mlops_lib.project.load_project", lambda _, **__: replace(project, actor=actor, **changes))  # type: ignore[arg-type]
         return CliRunner().invoke(cli.main, [str(argument) for argument in arguments], color=True)
 
     return call

@@ -261,7 +261,7 @@ def test_a_head_that_was_noted_elsewhere_is_held_against_the_store(
     project: Project, version: registry.Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     force_to_prod(project, 1)
-    monkeypatch.setattr("mlops_lib.project.load_project", lambda file: project)
+    monkeypatch.setattr("mlops_lib.project.load_project", lambda file, **_: project)
 
     def verify(*heads: str) -> Any:
         return CliRunner().invoke(cli.main, ["verify", *(word for head in heads for word in ("--head", head))])
@@ -296,7 +296,7 @@ def test_who_only_reads_makes_no_store(project: Project, arguments: list[str], m
     path = project.root / "new" / "mlflow.db"
     new = replace(project, tracking_uri=sqlite_uri(path))
     for place in ("mlops_lib.project.load_project", "mlops_lib.programs.operate.monitor.load_project"):
-        monkeypatch.setattr(place, lambda *_: new)
+        monkeypatch.setattr(place, lambda *_, **__: new)
     done = CliRunner().invoke(cli.main, arguments)
     assert not path.parent.exists()
     if arguments == ["doctor"]:
@@ -331,7 +331,7 @@ def test_control_characters_are_refused_before_they_are_written(
 def test_control_characters_that_other_hands_wrote_are_shown_escaped(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlops_lib.project.load_project", lambda file: project)
+    monkeypatch.setattr("mlops_lib.project.load_project", lambda file, **_: project)
     evil = "fine\r\x1b[2K\u202e"
     entry = forge(project, action="force", stage="staging", version=1, reason=evil, actor=evil)
     MlflowClient().update_model_version("toy", "1", description=evil)

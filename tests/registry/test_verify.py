@@ -241,7 +241,7 @@ def test_a_store_that_cannot_be_reached_is_a_failure(project: Project) -> None:
 @pytest.fixture
 def at_project(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """Return the project as the command line finds it."""
-    monkeypatch.setattr("mlops_lib.project.load_project", lambda file=None: project)
+    monkeypatch.setattr("mlops_lib.project.load_project", lambda file=None, **_: project)
     return project
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -22,6 +24,7 @@ from conftest import register_model
 from mlops_lib import data, models, registry
 from mlops_lib.errors import ModelFileError
 from mlops_lib.project import Project
+from mlops_lib.tracking import store
 
 
 def folder_of(version: registry.Version) -> Path:
@@ -149,6 +152,44 @@ def test_a_version_whose_files_are_gone_is_refused_where_it_is_loaded(
     client = mlflow.MlflowClient(project.tracking_uri)
     assert client.get_model_version("toy", "1").status == "READY"
     record(14, plain="the version still says READY", ours="loading it is refused, and says that its files are gone")
+
+
+SIZES = {
+    "huge": "was not there when the model was registered",
+    "MLmodel": "has been changed .1,099,511,627,776 bytes, registered",
+    "loop": "cannot be read from the artifact store",  # a link to its own folder has no end
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_nothing_is_copied_of_a_model_whose_files_have_other_sizes(
+    project: Project, version: registry.Version, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    copied: list[str] = []
+    monkeypatch.setattr(store, "download_model", lambda model_id, _: copied.append(model_id))
+    if name == "loop":
+        (folder_of(version) / name).symlink_to(folder_of(version))
+    else:
+        with (folder_of(version) / name).open("ab") as file:
+            file.truncate(1 << 40)  # no block of the disk
+    for use in (registry.load_model, lambda *_: registry.register(project, f"models:/{version.model_id}")):
+        with pytest.raises(ModelFileError, match=SIZES[name]):
+            use(project, 1)
+    assert not copied
+
+
+def test_a_full_disk_is_not_told_as_a_broken_model(
+    project: Project, version: registry.Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(model_id: str, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    monkeypatch.setattr(store, "download_model", fill)
+    with pytest.raises(ModelFileError, match="cannot be read from the artifact store"):
+        registry.load_model(project, version.version)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(ModelFileError, match=r"do not fit into .* whose disk is full"):
+        registry.load_model(project, version.version)
 
 
 # Loads a folder with MLflow, then says what the model predicts; in a process of its own, since code may run.

@@ -33,7 +33,7 @@ with contextlib.suppress(ImportError):  # Windows has none; there kernels are pl
 
 from mlops_lib.engines.warm.client import WarmProcess, fork
 from mlops_lib.engines.warm.keys import compute_key, runtime_directory
-from mlops_lib.engines.warm.servers import is_supported, start_server
+from mlops_lib.engines.warm.servers import is_supported, start_for_later
 from mlops_lib.errors import WarmKernelError
 
 ANSWER_TIMEOUT_S = 30.0
@@ -71,7 +71,8 @@ class WarmProvisioner(LocalProvisioner):
             with ThreadPoolExecutor(1) as executor:
                 self.process = await asyncio.get_running_loop().run_in_executor(executor, start)
         except (WarmKernelError, OSError) as error:
-            explain(_say(error))
+            if getattr(error, "case", "") != "later":  # that is no fault: the next kernels are warm
+                explain(_say(error))
             return await super().launch_kernel(cmd, **kwargs)
         self.pid, self.pgid = self.process.pid, self.process.pgid
         self.cwd = kwargs.get("cwd") or Path.cwd()
@@ -125,7 +126,7 @@ def fork_kernel(
     stderr: Any = None,
     **others: Any,
 ) -> WarmProcess:
-    """Ask the server for a kernel, starting the server if need be, and return when the kernel is ready to answer.
+    """Ask the server for a kernel, and return when the kernel is ready to answer; a missing server is begun.
 
     Raises
     ------
@@ -143,7 +144,7 @@ def fork_kernel(
     with contextlib.ExitStack() as stack:
         given = ((subprocess.DEVNULL, 0), (stdout, 1), (stderr, 2))
         files = [_open_stream(stream, default, stack) for stream, default in given]
-        start = functools.partial(start_server, directory, key, python, env)
+        start = functools.partial(start_for_later, directory, key, python, env)
         return fork(directory, key, request, files, timeout_s=ANSWER_TIMEOUT_S, start=start)
 
 

@@ -28,6 +28,9 @@ COMMAND_NAME = "mlops"  # of the script, and so of the process that runs it
 IDLE_S = 1800.0
 PRELOAD_TIMEOUT_S = 60.0
 RETRY_AFTER_S = 60.0
+MAX_SERVERS = 4  # of one user: each holds some 400 MB, and environments seldom take turns among more
+
+_has_prepared = False  # this process has said that kernels follow
 
 
 def is_supported() -> bool:
@@ -68,18 +71,23 @@ def find_python(kernel_name: str = "python3") -> list[str] | None:
 def prepare(kernel_name: str = "python3") -> threading.Thread | None:
     """Begin to start this environment's server in the background, so that its imports overlap with the caller's own.
 
-    Call it before importing anything heavy. It never fails: whoever starts a kernel later waits for the same server, or
-    is told why there is none.
+    Call it before importing anything heavy, where many kernels follow. It never fails: whoever starts a kernel in this
+    process later waits for the same server, or is told why there is none.
 
     Returns
     -------
     threading.Thread or None
         What waits for the server, for who wants to wait too; None where kernels cannot be forked.
     """
+    global _has_prepared  # noqa: PLW0603 - a fact of this process
     python, env = find_python(kernel_name), dict(os.environ)
     if python is None:
         return None
+    _has_prepared = True
+    return _start_beside(python, env)
 
+
+def _start_beside(python: Sequence[str], env: Mapping[str, str]) -> threading.Thread:
     def start() -> None:
         with contextlib.suppress(WarmKernelError, OSError):
             directory, key = runtime_directory(), compute_key(python, env)
@@ -91,22 +99,48 @@ def prepare(kernel_name: str = "python3") -> threading.Thread | None:
     return thread
 
 
+def start_for_later(directory: Path, key: str, python: Sequence[str], env: Mapping[str, str]) -> None:
+    """Begin to start the server of ``key`` for the kernels to come; this one need not wait longer than for a plain one.
+
+    Who has said that many follow waits for it: by :func:`prepare`, or with ``MLOPS_WARM=wait`` in the kernel's
+    environment.
+
+    Raises
+    ------
+    WarmKernelError
+        Always, unless the caller has waited for the server and it answers.
+    """
+    if _has_prepared or env.get("MLOPS_WARM") == "wait":
+        start_server(directory, key, python, env)
+        return
+    _raise_for_failed(directory, key)
+    _start_beside(python, env)
+    raise WarmKernelError("later")
+
+
+def _raise_for_failed(directory: Path, key: str) -> None:
+    failed = directory / f"{key}.failed"
+    if failed.exists() and time.time() - failed.stat().st_mtime <= RETRY_AFTER_S:
+        raise WarmKernelError("fork", reason=failed.read_text())
+
+
 def start_server(directory: Path, key: str, python: Sequence[str], env: Mapping[str, str]) -> None:
     """Start the server of ``key`` unless it answers already; of many who ask at once one starts it and all wait.
 
     Raises
     ------
     WarmKernelError
-        When its preload fails or takes too long. For a minute nobody tries again.
+        When its preload fails or takes too long; for a minute nobody tries again. When there are ``MAX_SERVERS``, and
+        none of them is without kernels and commands, to be ended for this one.
     """
     failed = directory / f"{key}.failed"
     with (directory / "start.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_held(directory / f"{key}.json"):
             return
-        if failed.exists() and time.time() - failed.stat().st_mtime <= RETRY_AFTER_S:
-            raise WarmKernelError("fork", reason=failed.read_text())
+        _raise_for_failed(directory, key)
         _remove_leftovers(directory)
+        _make_room(directory)
         reason = _spawn(directory, key, python, env, lock.fileno())
         if reason:
             failed.write_text(f"the preload failed: {reason}; see '{directory / f'{key}.log'}'")
@@ -125,6 +159,30 @@ def _remove_leftovers(directory: Path) -> None:
             note.unlink()
 
 
+def _make_room(directory: Path) -> None:
+    """End as many idle servers, oldest first, as are too many once another one has started."""
+    servers = sorted(_list_servers(directory), key=lambda server: float(server["started_at"]))
+    surplus = len(servers) - MAX_SERVERS + 1
+    if surplus <= 0:
+        return
+    idle = [server["pid"] for server in servers if not any(_list_children(server["pid"]).values())][:surplus]
+    for pid in idle:
+        _end(pid)
+    if len(idle) < surplus:
+        raise WarmKernelError(
+            "fork", reason=f"{len(servers)} servers of other environments are busy, and no more may run"
+        )
+
+
+def _end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if not is_readable(process, timeout_s=5):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        os.close(process)
+
+
 def _spawn(directory: Path, key: str, python: Sequence[str], env: Mapping[str, str], lock: int) -> str:
     """Start a server and wait for its preload; return why it failed, or nothing."""
     command = [*python, str(SERVER), str(directory), key, str(lock), env.get("MLOPS_KERNEL_IDLE_S", str(IDLE_S))]
@@ -141,11 +199,17 @@ def _spawn(directory: Path, key: str, python: Sequence[str], env: Mapping[str, s
     return "" if "pid" in answer else answer.get("error", "it ended without a word")
 
 
-def status() -> list[dict[str, Any]]:
-    """Return a record for each running server: key, pid, python, started_at, idle_s, kernels, commands and so on."""
+def status(*, everywhere: bool = True) -> list[dict[str, Any]]:
+    """Return a record for each running server: key, pid, python, started_at, idle_s, kernels, commands and so on.
+
+    Parameters
+    ----------
+    everywhere : bool
+        Also those of this user's other interpreters, such as another checkout's.
+    """
     if not is_supported():
         return []
-    return [{**record, **_list_children(record["pid"])} for record in _list_servers(runtime_directory())]
+    return [{**server, **_list_children(server["pid"])} for server in _select_servers(everywhere=everywhere)]
 
 
 def stop(*, everywhere: bool = False) -> int:
@@ -158,18 +222,16 @@ def stop(*, everywhere: bool = False) -> int:
     """
     if not is_supported():
         return 0
-    stopped = 0
-    for server in _list_servers(runtime_directory()):
-        if not everywhere and Path(server["python"]) != Path(sys.executable):
-            continue
-        with contextlib.suppress(ProcessLookupError):
-            process = os.pidfd_open(server["pid"])
-            signal.pidfd_send_signal(process, signal.SIGTERM)
-            if not is_readable(process, timeout_s=5):
-                signal.pidfd_send_signal(process, signal.SIGKILL)
-            os.close(process)
-            stopped += 1
-    return stopped
+    servers = _select_servers(everywhere=everywhere)
+    for server in servers:
+        _end(server["pid"])
+    return len(servers)
+
+
+def _select_servers(*, everywhere: bool) -> list[dict[str, Any]]:
+    """Return the records of this interpreter's servers, or of all of this user's."""
+    servers = _list_servers(runtime_directory())
+    return [server for server in servers if everywhere or Path(server["python"]) == Path(sys.executable)]
 
 
 def _list_servers(directory: Path) -> Iterator[dict[str, Any]]:

@@ -42,6 +42,7 @@ def compute_key(
         "cells": cells,
         "parameters": {name: repr(value) for name, value in values.items()},
         "kernel": kernel_name,
+        **({"now": project.now.isoformat()} if project.now else {}),
     }
     files = [path for path in (project.file, project.root / "requirements.lock") if path]
     return keys.compute_key(facts, files)
@@ -71,7 +72,8 @@ def _is_unchanged(project: Project, entry: Mapping[str, Any]) -> bool:
     if entry["kind"] == "folder":
         return bool(reads.fingerprint_folder(entry["name"]) == entry["content"])
     if entry["kind"] == "stage":
-        return bool(registry.current(project, entry["name"]) == entry["content"])
+        name = entry["name"]  # of another policy's stages, where a past is replayed
+        return name in project.stages and bool(registry.current(project, name) == entry["content"])
     if entry["kind"] == "made version":  # one that is gone again was not made
         found = {str(each.version): each.digest for each in registry.list_versions(project)}
         return bool(found.get(entry["name"]) == entry["content"])

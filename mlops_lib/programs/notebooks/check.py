@@ -1,9 +1,10 @@
 """Do the committed notebooks still say what they said? What CI asks on every change, and a person before a commit.
 
-Each notebook is read (valid, executed in order, a typed signature, ruff) and run: in file order against one scratch
-store, on warm kernels, its outputs compared with the committed ones (:mod:`mlops_lib.programs.notebooks.outputs`). Tags
-that make nbval look away are not honoured. :func:`update_notebooks` writes the outputs anew where they differ, and
-nothing else.
+Each notebook of the project's folder and those below it is read (valid, executed in order; a typed signature and ruff
+where the project asks for them) and run on a warm kernel against a scratch store: its own, or one for all in the order
+of their names where the project declares a chain. Outputs are compared with the committed ones
+(:mod:`mlops_lib.programs.notebooks.outputs`). Tags that make nbval look away are not honoured. :func:`update_notebooks`
+writes the outputs anew where they differ, and nothing else.
 
 One run by our own driver instead of nbval's gives the comparison, the figures and the update, sees a dead kernel within
 a second (nbval waits for its cell's deadline), and counts cells as JupyterLab does. What passes here passes stock
@@ -12,13 +13,12 @@ a second (nbval waits for its cell's deadline), and counts cells as JupyterLab d
 A notebook that passed is not run again while nothing that it depends on has changed: itself, the notebooks before it,
 library, project file, rules, lock, installed packages, and the files that it read, as far as they were seen.
 
->>> check_notebooks(names=["02_train"]).passed  # 01_explore is run before it  # doctest: +SKIP
+>>> check_notebooks(names=["02_train"]).passed  # doctest: +SKIP
 True
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import os
@@ -28,25 +28,29 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_lib.errors import NotebookError, NotebookStoppedError, NotFoundError, ParameterError, WriteError
-from mlops_lib.programs.notebooks import formats, outputs
-from mlops_lib.programs.notebooks.keys import LIBRARY, compute_key, digest, fingerprint
+from mlops_lib.errors import (
+    NotebookError,
+    NotebookStoppedError,
+    ParameterError,
+)
+from mlops_lib.programs.notebooks import formats, outputs, places
+from mlops_lib.programs.notebooks.keys import LIBRARY, fingerprint
 from mlops_lib.programs.notebooks.outputs import Patterns, report_faults
-from mlops_lib.project import find_project_file, load_project
+from mlops_lib.project import load_project
 from mlops_lib.report import Report, Row
 
 if TYPE_CHECKING:
     from mlops_lib.programs.notebooks.driver import Progress
+    from mlops_lib.project import Project
 
 CELL_TIMEOUT_S = 120
-SANITIZER, RECORD = "sanitize.cfg", ".mlops/checked.json"
-CONFIGURATION = ("requirements.lock", "pyproject.toml", "ruff.toml", ".ruff.toml")
+OF_ANOTHER_STORE = {"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"}
 
 
 def scratch_environment(folder: Path) -> dict[str, str]:
@@ -56,6 +60,7 @@ def scratch_environment(folder: Path) -> dict[str, str]:
     return {
         **warm.environment(),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": (folder / "mlartifacts").as_uri(),  # of experiments that plain MLflow makes
         "MLOPS_OUTPUTS": str(folder),
         "MLOPS_STATE_DIR": "",  # this store is gone again in a minute
         "MLOPS_ACTOR": "data-scientist",
@@ -78,9 +83,9 @@ def check_notebooks(
     Parameters
     ----------
     file : path, optional
-        The project file; by default found as :func:`mlops_lib.project.find_project_file` does.
+        The project file; by default found as :func:`mlops_lib.project.find_project_file` does, or else this folder.
     names : sequence of str
-        Notebooks, by path, name or stem; by default all. Those before them are checked too: they fill the store.
+        Notebooks, by path, name or stem; by default all. In a chain those before them are checked too.
     force : bool
         Run although nothing has changed since they passed.
     cell_timeout_s : int
@@ -93,27 +98,34 @@ def check_notebooks(
     NotFoundError, ProjectError
         Nothing was run.
     """
-    place = _find_place(file)
-    named, paths = _select(place, names)
-    keys, passed = _compute_keys(place, paths), place.passed
-    if paths and not force and all(_holds(place, passed.get(path.name), key) for path, key in keys.items()):
+    place = places.find_place(file)
+    named, paths = places.select_notebooks(place, names)
+    keys, passed = places.compute_keys(place, paths), place.passed
+    if (
+        paths
+        and not force
+        and all(places.holds(place, passed.get(place.name(path)), key) for path, key in keys.items())
+    ):
         reason = "nothing it depends on has changed since it passed on {}; --all runs it"
-        rows = [report_faults(f"{path.stem}: unchanged", [], reason.format(passed[path.name]["at"])) for path in named]
+        at = {place.name(path): passed[place.name(path)]["at"] for path in named}
+        rows = [report_faults(f"{name}: unchanged", [], reason.format(at[name])) for name in at]
         return Report("Notebooks", tuple(rows), {"executed": 0})
     rules, patterns = outputs.check_sanitizer(place.sanitizer)
-    notebooks = [_read(path) for path in paths]
-    _lint(place, notebooks)
+    notebooks = [_read(place, path) for path in paths]
+    if place.has_style:
+        _lint(place, notebooks)
     _run(place, notebooks, cell_timeout_s, progress)
     rows, trusted = [rules], rules.status != "failed"
     for notebook in notebooks:
-        new_rows = [*notebook.rows, *_compare(notebook, patterns)]
+        new_rows = [*notebook.rows, *_compare(notebook, patterns, place.tolerance)]
         rows += new_rows
-        trusted = trusted and not notebook.unseen and all(row.status != "failed" for row in new_rows)
-        passed.pop(notebook.path.name, None)
-        if trusted:  # not if one before it failed: it ran on that one's store
-            at = datetime.now(UTC).isoformat(timespec="seconds")
-            passed[notebook.path.name] = {"key": keys[notebook.path], "inputs": notebook.inputs, "at": at}
-    _write_record(place)
+        holds = not notebook.unseen and all(row.status != "failed" for row in new_rows)
+        passed.pop(notebook.name, None)
+        if trusted and holds:
+            when = datetime.now(UTC).isoformat(timespec="seconds")
+            passed[notebook.name] = {"key": keys[notebook.path], "inputs": notebook.inputs, "at": when}
+        trusted = trusted and (holds or not place.is_chain)  # in a chain it ran on the store of those before it
+    places.write_record(place)
     if not paths:
         rows.append(Row("notebooks", 0, ">= 1", "failed", f"there is none in '{place.folder}'"))
     return Report("Notebooks", tuple(rows), {"executed": sum(n.executed is not None for n in notebooks)})
@@ -129,107 +141,34 @@ def update_notebooks(
     """Run the notebooks and rewrite, in those named, the outputs that differ; parameters as :func:`check_notebooks`.
 
     Cell ids, sources, order of keys and outputs that compare equal keep their bytes; records of one execution
-    (``metadata.execution``, papermill's, the Python version) go. If a cell fails nothing is written. An update proves
-    nothing: the next check runs.
+    (``metadata.execution``, papermill's, the Python version) go. If a cell fails nothing of its notebook is written,
+    and in a chain nothing at all. An update proves nothing: the next check runs.
 
     Raises
     ------
     NotFoundError, ProjectError, WriteError
     """
-    place = _find_place(file)
-    named, paths = _select(place, names)
+    place = places.find_place(file)
+    named, paths = places.select_notebooks(place, names)
     rules, patterns = outputs.check_sanitizer(place.sanitizer)
-    notebooks = [_read(path) for path in paths]
+    notebooks = [_read(place, path) for path in paths]
     rows = [rules, *(notebook.rows[0] for notebook in notebooks if notebook.node is None)]
-    if all(row.status != "failed" for row in rows):
+    if rules.status != "failed" and not (place.is_chain and rows[1:]):
         _run(place, notebooks, cell_timeout_s, progress)
         rows += [n.report("runs", [n.fault] if n.fault else []) for n in notebooks if n.executed is not None]
-    if not named or any(row.status == "failed" for row in rows):
+    ran = [each for each in notebooks if each.path in named and each.executed is not None and not each.fault]
+    if not ran or (place.is_chain and any(row.status == "failed" for row in rows)):
         rows.append(Row("update", 0, "", "not_applicable" if named else "failed", "nothing was written"))
         return Report("Update of notebooks", tuple(rows))
-    for notebook in [notebook for notebook in notebooks if notebook.path in named]:
+    for notebook in ran:
         is_current = formats.is_current(notebook.text, notebook.node)
         before = notebook.text if is_current else formats.load_nbformat().writes(notebook.node) + "\n"
-        text, n_cells = outputs.rewrite(before, notebook.node, notebook.executed, patterns)
+        text, n_cells = outputs.rewrite(before, notebook.node, notebook.executed, patterns, place.tolerance)
         if text != notebook.text:
-            _write(notebook.path, text)
+            places.write_text(notebook.path, text)
         reason = "the file is as it was" if text == notebook.text else f"cells rewritten: {n_cells}"
-        rows.append(Row(f"{notebook.path.stem}: update", n_cells, "", "passed", reason))
+        rows.append(Row(f"{notebook.name}: update", n_cells, "", "passed", reason))
     return Report("Update of notebooks", tuple(rows))
-
-
-# --- where, and whether anything has changed: without nbformat, pandas or MLflow ---------------------------------
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a project's notebooks are; ``passed`` is what is known of each that has passed a check."""
-
-    file: Path
-    root: Path
-    folder: Path
-    passed: dict[str, Any]
-
-    @property
-    def sanitizer(self) -> Path:
-        return self.folder / SANITIZER
-
-
-def _find_place(file: Path | str | None) -> _Place:
-    """Locate the notebooks; the project file is imported (seconds) only when it has changed since the last check."""
-    path = find_project_file(file).resolve()
-    try:
-        record = json.loads((path.parent / RECORD).read_text(encoding="utf-8"))
-        project, passed, *folders = (record[name] for name in ("project", "passed", "root", "folder"))
-    except (OSError, ValueError, LookupError, TypeError):  # none yet, or cut short: everything is checked again
-        project, passed, folders = "", {}, []
-    if project == fingerprint(path):
-        root, folder = (path.parent / each for each in folders)
-    else:
-        loaded = load_project(path)
-        root, folder = loaded.root, loaded.root / loaded.notebooks
-    return _Place(path, root.resolve(), folder.resolve(), passed)
-
-
-def _write_record(place: _Place) -> None:
-    record = {"project": fingerprint(place.file), "passed": place.passed}
-    record |= {name: os.path.relpath(getattr(place, name), place.file.parent) for name in ("root", "folder")}
-    with contextlib.suppress(WriteError):  # a read-only checkout can be checked, again and again
-        _write(place.file.parent / RECORD, json.dumps(record, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    from mlops_lib import data  # noqa: PLC0415 - loads pandas
-
-    with data.atomic_write(path, "w") as file:
-        file.write(text)
-
-
-def _select(place: _Place, names: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """Return the named notebooks, and these with all before the last of them."""
-    known = {path.stem: path for path in sorted(place.folder.glob("*.ipynb"))}
-    named = []
-    for name in names or known:
-        path = known.get(Path(name).name.removesuffix(".ipynb"))
-        if path is None or (Path(name).is_file() and Path(name).resolve() != path):
-            raise NotFoundError("notebook", notebook=Path(name), notebooks=tuple(path.name for path in known.values()))
-        named.append(path)
-    return sorted(set(named)), [path for path in known.values() if path <= max(named)]
-
-
-def _compute_keys(place: _Place, paths: Sequence[Path]) -> dict[Path, str]:
-    """Return for each notebook the key of what is known beforehand, the notebooks before it included."""
-    rules = (folder / name for folder in (place.root, place.folder) for name in CONFIGURATION)
-    key, by_path = compute_key("check", [place.file, place.sanitizer, *rules]), {}
-    for path in paths:
-        key = by_path[path] = digest([key, path.name, fingerprint(path)])
-    return by_path
-
-
-def _holds(place: _Place, entry: Mapping[str, Any] | None, key: str) -> bool:
-    if not entry or entry["key"] != key:
-        return False
-    return all(fingerprint(place.root / name) == content for name, content in entry["inputs"].items())
 
 
 # --- what can be seen without running ----------------------------------------------------------------------------
@@ -240,6 +179,7 @@ class _Notebook:
     """A notebook on its way through the check: as read, what was found, and what came of its execution."""
 
     path: Path
+    name: str
     text: str
     node: Any = None  # None if it is no notebook
     rows: list[Row] = field(default_factory=list)
@@ -251,12 +191,12 @@ class _Notebook:
 
     def report(self, check: str, faults: Sequence[str] = (), reason: str = "") -> Row:
         """Return the row of one check."""
-        return report_faults(f"{self.path.stem}: {check}", faults, reason)
+        return report_faults(f"{self.name}: {check}", faults, reason)
 
 
-def _read(path: Path) -> _Notebook:
+def _read(place: places.Place, path: Path) -> _Notebook:
     """Read a notebook and look at how it is written."""
-    notebook = _Notebook(path, path.read_text(encoding="utf-8"))
+    notebook = _Notebook(path, place.name(path), path.read_text(encoding="utf-8"))
     try:
         node = formats.parse(notebook.text)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with the file is the answer
@@ -265,11 +205,12 @@ def _read(path: Path) -> _Notebook:
     else:
         notebook.node = node
         is_old = not formats.is_current(notebook.text, node)
-        checks = {
+        checks: dict[str, Iterable[str]] = {
             "format": ["of an older format; --update upgrades it"] if is_old else (),
             "executed": _find_order_faults(node),
-            "signature": _find_signature_faults(path, node),
         }
+        if place.has_style:
+            checks["signature"] = _find_signature_faults(path, node)
         notebook.rows = [notebook.report(name, list(faults)) for name, faults in checks.items()]
     return notebook
 
@@ -307,12 +248,12 @@ def _find_signature_faults(path: Path, notebook: Any) -> Iterator[str]:
         yield f"{where}: {error.reason}; expected {error.expected}"
 
 
-def _lint(place: _Place, notebooks: Sequence[_Notebook]) -> None:
+def _lint(place: places.Place, notebooks: Sequence[_Notebook]) -> None:
     """Add a row for ``ruff check`` and ``ruff format`` to each notebook."""
     readable = [notebook for notebook in notebooks if notebook.node]
     beside = Path(sys.executable).with_name("ruff")
     ruff = str(beside) if beside.exists() else shutil.which("ruff")
-    faults: dict[str, list[str]] = defaultdict(list)
+    faults: dict[Path, list[str]] = defaultdict(list)
     if ruff and readable:
         names = [str(notebook.path) for notebook in readable]
         calls = (["check", "--output-format", "json"], ["format", "--diff"])
@@ -326,38 +267,55 @@ def _lint(place: _Place, notebooks: Sequence[_Notebook]) -> None:
         else:
             for fault in json.loads(lint.stdout):
                 at = f"cell {fault['cell']} line {fault['location']['row']}"
-                faults[Path(fault["filename"]).name].append(f"{at}: {fault['code']} {fault['message']}")
+                faults[place.root / fault["filename"]].append(f"{at}: {fault['code']} {fault['message']}")
             for name, cell in re.findall(r"^--- (.*\.ipynb):cell (\d+)\n.*\n@@", form.stdout, re.MULTILINE):
-                faults[Path(name).name].append(f"cell {cell} is not as ruff format writes it")
+                faults[place.root / name].append(f"cell {cell} is not as ruff format writes it")
     for notebook in readable:
         if ruff:
-            notebook.rows.append(notebook.report("ruff", faults[notebook.path.name]))
+            notebook.rows.append(notebook.report("ruff", faults[notebook.path]))
         else:
-            name, reason = f"{notebook.path.stem}: ruff", "ruff is not installed"
+            name, reason = f"{notebook.name}: ruff", "ruff is not installed"
             notebook.rows.append(Row(name, None, "", "not_applicable", reason))
 
 
 # --- running -----------------------------------------------------------------------------------------------------
 
 
-def _run(place: _Place, notebooks: Sequence[_Notebook], timeout_s: int, progress: Progress | None) -> None:
-    """Execute the notebooks in order against one scratch store, up to the first that does not run to its end."""
+def _run(place: places.Place, notebooks: Sequence[_Notebook], timeout_s: int, progress: Progress | None) -> None:
+    """Execute the notebooks, each on a scratch store; a chain on one, up to the first that does not run to its end."""
+    total, done = sum(len(_code_cells(notebook.node)) for notebook in notebooks if notebook.node), 0
+
+    def tell(name: str) -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total, name)
+
+    project = load_project(place.file, or_here=True)
+    for group in [notebooks] if place.is_chain else [[notebook] for notebook in notebooks]:
+        _run_on_one_store(place, project, group, timeout_s, tell)
+
+
+def _run_on_one_store(
+    place: places.Place,
+    project: Project,
+    notebooks: Sequence[_Notebook],
+    timeout_s: int,
+    progress: Callable[[str], None],
+) -> None:
     from mlops_lib.programs.notebooks.driver import Driver  # noqa: PLC0415 - loads pandas and Jupyter
 
-    total, done = sum(len(_code_cells(notebook.node)) for notebook in notebooks if notebook.node), 0
     with tempfile.TemporaryDirectory(prefix="mlops-check-", ignore_cleanup_errors=True) as folder:
         scratch = Path(folder).resolve()
-        variables = {**scratch_environment(scratch), "MLOPS_PROJECT": str(place.file)}
-        secrets = load_project(place.file).secrets
+        variables = {**scratch_environment(scratch), **({"MLOPS_PROJECT": str(place.file)} if place.file else {})}
+        environ = {name: value for name, value in project.environ.items() if name not in OF_ANOTHER_STORE}
+        secrets = project.secrets
         for notebook in notebooks:
             if notebook.node is None:
                 return
 
-            def tell(*_: object, name: str = notebook.path.stem) -> None:
-                nonlocal done
-                done += 1
-                if progress:
-                    progress(done, total, name)
+            def tell(*_: object, name: str = notebook.name) -> None:
+                progress(name)
 
             notebook.executed = copy.deepcopy(notebook.node)
             kernel_name = notebook.node.metadata.get("kernelspec", {}).get("name", "python3")
@@ -367,7 +325,9 @@ def _run(place: _Place, notebooks: Sequence[_Notebook], timeout_s: int, progress
             driver = Driver(notebook.path, cell_timeout_s=timeout_s, secrets=secrets, must_raise=False, progress=tell)
             copy_path = scratch / "executed" / notebook.path.name
             try:
-                driver.drive(notebook.executed, kernel_name, copy_path, begin=begin, variables=variables)
+                driver.drive(
+                    notebook.executed, kernel_name, copy_path, begin=begin, environ=environ, variables=variables
+                )
             except NotebookStoppedError:
                 raise KeyboardInterrupt from None
             except NotebookError as error:
@@ -395,11 +355,11 @@ def _explain(error: NotebookError) -> str:
     return ""  # it ended early: by exit(), of which the driver tells, or because its author wants a cell skipped
 
 
-def _note_inputs(place: _Place, notebook: _Notebook, scratch: Path, log: Path) -> None:
+def _note_inputs(place: places.Place, notebook: _Notebook, scratch: Path, log: Path) -> None:
     """Keep the files that a run has read, and the names beside them; what is in the scratch store follows from them."""
     from mlops_lib.data import reads  # noqa: PLC0415
 
-    entries, notebook.unseen = reads.read_log(log)
+    entries, notebook.unseen = reads.read_log(log, "\n".join(cell.source for _, cell in _code_cells(notebook.node)))
     for entry in entries:
         path = Path(entry["name"])
         if entry["kind"] == "file" and not path.is_relative_to(scratch):
@@ -408,17 +368,17 @@ def _note_inputs(place: _Place, notebook: _Notebook, scratch: Path, log: Path) -
                 notebook.inputs[os.path.relpath(path.parent, place.root)] = fingerprint(path.parent)
 
 
-def _compare(notebook: _Notebook, patterns: Patterns) -> list[Row]:
+def _compare(notebook: _Notebook, patterns: Patterns, tolerance: float) -> list[Row]:
     """Return the rows on how a notebook ran, up to the cell that it stopped in."""
     faults: dict[str, list[str]] = {"runs": [notebook.fault] if notebook.fault else [], "outputs": [], "figures": []}
     if notebook.executed is None:
         reason = "a notebook before it did not run to its end" if notebook.node else "it cannot be read"
-        names = [f"{notebook.path.stem}: {name}" for name in faults]
+        names = [f"{notebook.name}: {name}" for name in faults]
         return [Row(name, None, "0 faults", "not_applicable", f"not run: {reason}") for name in names]
     ran = zip(notebook.node.cells, notebook.executed.cells, strict=True)
     for number, (committed, executed) in enumerate(ran, start=1):
         if committed.cell_type == "code" and not (notebook.fault and number >= notebook.failed_cell):
-            differences = outputs.find_differences(committed.outputs, executed.outputs, patterns)
+            differences = outputs.find_differences(committed.outputs, executed.outputs, patterns, tolerance)
             worst = {"figures" if key in outputs.IMAGES else "outputs": text for key, text in differences[::-1]}
             for name, text in worst.items():
                 faults[name].append(f"cell {number}: {text}")

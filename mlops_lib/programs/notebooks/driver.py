@@ -16,7 +16,8 @@ import re
 import signal
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,7 +148,7 @@ class Driver:
         log = executed.with_name("kernel.log")
         try:
             with log.open("wb") as stdio:
-                asyncio.run(self._drive(kernel_name, begin, environ, variables, stdio))
+                _run(self._drive(kernel_name, begin, environ, variables, stdio))
         except CellExecutionError as error:
             if error.ename != END:
                 self._mark("failed")
@@ -325,7 +326,12 @@ class Driver:
         cell = self.nb.cells[self.cell - 1]
         raised = next((output for output in reversed(cell.outputs) if output.output_type == "error"), None)
         number = _find_line_number(raised.traceback) if raised else None
-        lines = cell.source.splitlines()
+        lines, evalue = cell.source.splitlines(), str(error.evalue)
+        if "active experiment ID does not match" in evalue:  # MLflow names options that nobody has given
+            evalue = (
+                "the notebook's run was opened in the project's experiment, and the notebook names another; take "
+                "mlflow.set_experiment(...) out of the notebook"
+            )
         return NotebookError(
             "cell",
             notebook=self.path,
@@ -333,7 +339,7 @@ class Driver:
             n_cells=len(self.nb.cells),
             duration_s=round(time.monotonic() - self._started_at, 1),
             ename=str(error.ename),
-            evalue=redact(str(error.evalue), self.secrets),
+            evalue=redact(evalue, self.secrets),
             line_number=number,
             line=lines[number - 1].strip() if number and number <= len(lines) else "",
             executed_path=self.executed,
@@ -385,7 +391,8 @@ class Driver:
         code = process.poll() if process is not None else None
         if code is None:
             return "cause unknown"
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        names = {number.value: number.name for number in signal.Signals}  # those of real time have numbers only
+        return f"killed by {names.get(-code, f'signal {-code}')}" if code < 0 else f"exit status {code}"
 
     def _code_cells(self) -> list[nbformat.NotebookNode]:
         return [cell for cell in self.nb.cells if formats.runs(cell)]
@@ -411,3 +418,14 @@ def _find_line_number(traceback: Sequence[str]) -> int | None:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
     match = re.search(r"Cell In\[\d+\], line (\d+)", plain) or re.search(r"-+> (\d+) ", plain)
     return int(match.group(1)) if match else None
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end; inside a notebook, whose kernel has a loop of its own, on a thread beside it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(asyncio.run, work).result()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from typing import Any
 
@@ -52,6 +53,26 @@ def parse(text: str) -> Any:
     if "language_info" not in notebook.metadata:
         spec.setdefault("language", "python")
     return notebook
+
+
+def write_like(text: str, content: Any) -> str:
+    """Return ``content`` as JSON in the form of ``text``, from which it was changed: indent, separators, escapes, ends.
+
+    A file in which numbers or escapes are mixed as no one program writes them gets the nearest form.
+    """
+    body = text.replace("\r\n", "\n")
+    found = re.match(r"\{\n([ \t]*)", body)
+    indent = (found[1] if "\t" in found[1] else len(found[1])) if found else None
+    compact, loose = (",", ":"), (",", ": ") if found else (", ", ": ")
+    forms = [(separators, is_ascii) for separators in (loose, compact) for is_ascii in (False, True)]
+
+    def dump(value: Any, separators: tuple[str, str], is_ascii: bool) -> str:
+        return json.dumps(value, indent=indent, separators=separators, ensure_ascii=is_ascii)
+
+    was = json.loads(body)
+    form = next((f for f in forms if dump(was, *f) == body.strip()), (loose, body.isascii() and "\\u" in body))
+    changed = dump(content, *form) + body[len(body.rstrip()) :]
+    return changed.replace("\n", "\r\n") if "\r\n" in text else changed
 
 
 def is_current(text: str, notebook: Any) -> bool:

@@ -9,6 +9,7 @@ import base64
 import copy
 import io
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,11 +27,28 @@ NOT_COMPARED.add("application/vnd.jupyter.widget-view+json")  # ids of widgets a
 _MEASURED = ("0.7213", "27", "12,345", "1e-05", "42.9%", "passed")
 Patterns = Sequence[tuple[str, str]]
 # What no two runs have in common: the file that a warning names for its cell, and addresses of objects.
-ALWAYS = [(r"ipykernel_\d+/\d+\.py", "CELL"), (r"\b0x[0-9a-fA-F]{6,16}\b", "ADDRESS")]
+ALWAYS = [
+    (r"ipykernel_\d+/\d+\.py", "CELL"),
+    (r"\b0x[0-9a-fA-F]{6,16}\b", "ADDRESS"),
+    (r"(?i)\b(pid|process)([ =:#]+)\d+", r"\1\2PID"),
+    (r"(/tmp|/var/folders|/private/var|/dev/shm)/[^\s'\"<>,;)\]]+", "TEMPORARY"),
+    (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?([+-]\d\d:?\d\d|Z)?", "TIME"),
+    (r"\b\d\d:\d\d:\d\d(\.\d+)?\b", "TIME"),
+    (r"\b\d\d? (Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)( \d{4})? \d\d:\d\d( [A-Z]{2,5})?\b", "TIME"),
+    (r"(?m)^(CPU times|Wall time): .*$", r"\1: DURATION"),  # %time
+    (r"[\d.]+ [mnµu]?s ± .* per loop \(.*\)", "DURATION"),  # %timeit
+    (r"\[\d\d:\d\d<(\d\d:\d\d|\?)(, [^\]]*)?\]", "RATE"),  # tqdm
+]
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?(?![\w.])")
 
 
-def find_differences(old: Sequence[Any], new: Sequence[Any], patterns: Patterns) -> list[tuple[str, str]]:
-    """Return MIME type and description of each way in which two lists of outputs differ, plain text first."""
+def find_differences(
+    old: Sequence[Any], new: Sequence[Any], patterns: Patterns, tolerance: float = 0.0
+) -> list[tuple[str, str]]:
+    """Return MIME type and description of each way in which two lists of outputs differ, plain text first.
+
+    Numbers in texts may differ by ``tolerance``, a share of the larger one.
+    """
     before, after = _flatten(old), _flatten(new)
     differences = []
     for key in sorted(before.keys() | after.keys(), key=lambda key: (key != "text/plain", key)):
@@ -41,7 +59,8 @@ def find_differences(old: Sequence[Any], new: Sequence[Any], patterns: Patterns)
         elif len(before[key]) != len(after[key]):
             differences.append((key, f"{len(before[key])} {key} are committed, {len(after[key])} produced"))
         else:
-            texts = (_compare_values(key, _sanitize(was, patterns), _sanitize(now, patterns)) for was, now in pairs)
+            clean = ((_sanitize(was, patterns), _sanitize(now, patterns)) for was, now in pairs)
+            texts = ("" if _are_near(a, b, tolerance) else _compare_values(key, a, b) for a, b in clean)
             differences += [(key, text) for text in texts if text][:1]
     return differences
 
@@ -62,6 +81,16 @@ def _sanitize(value: Any, patterns: Patterns) -> Any:
     for regex, replacement in patterns if isinstance(value, str) else ():
         value = re.sub(regex, replacement, value)
     return value
+
+
+def _are_near(was: Any, now: Any, tolerance: float) -> bool:
+    """Whether two texts differ in numbers only, and these by no more than a share of the larger one."""
+    if not tolerance or not (isinstance(was, str) and isinstance(now, str)):
+        return False
+    if _NUMBER.sub("#", was).split() != _NUMBER.sub("#", now).split():  # a longer number moves columns
+        return False
+    pairs = zip(_NUMBER.findall(was), _NUMBER.findall(now), strict=True)
+    return all(math.isclose(float(a), float(b), rel_tol=tolerance) for a, b in pairs)
 
 
 def _compare_values(key: str, was: Any, now: Any) -> str:
@@ -136,7 +165,7 @@ def report_faults(name: str, faults: Sequence[str], reason: str = "") -> Row:
 # --- rewriting ---------------------------------------------------------------------------------------------------
 
 
-def rewrite(text: str, committed: Any, executed: Any, patterns: Patterns) -> tuple[str, int]:
+def rewrite(text: str, committed: Any, executed: Any, patterns: Patterns, tolerance: float = 0.0) -> tuple[str, int]:
     """Return a notebook file's text with its outputs brought up to date, and how many cells that has changed."""
     raw, split = json.loads(text), formats.load_nbformat().v4.rwbase.split_lines(copy.deepcopy(executed))
     disk = json.loads(json.dumps(split, sort_keys=True))
@@ -149,8 +178,8 @@ def rewrite(text: str, committed: Any, executed: Any, patterns: Patterns) -> tup
         if cell["cell_type"] == "code":
             count += formats.runs(before)
             cell["execution_count"] = count if formats.runs(before) else None
-            if find_differences(before.outputs, after.outputs, patterns):
-                _keep_equal(cell["outputs"], before.outputs, after.outputs, written["outputs"], patterns)
+            if find_differences(before.outputs, after.outputs, patterns, tolerance):
+                _keep_equal(cell["outputs"], before.outputs, after.outputs, written["outputs"], (patterns, tolerance))
                 cell["outputs"] = written["outputs"]
             for output in cell["outputs"]:
                 if output["output_type"] == "execute_result":
@@ -160,14 +189,11 @@ def rewrite(text: str, committed: Any, executed: Any, patterns: Patterns) -> tup
     raw["metadata"].get("language_info", {}).pop("version", None)
     if raw == json.loads(text):
         return text, 0
-    indent = re.match(r"\{\n( +)", text)
-    is_ascii = text.isascii() and "\\u" in text
-    changed = json.dumps(raw, indent=len(indent[1]) if indent else 1, ensure_ascii=is_ascii)
-    return changed + "\n" * text.endswith("\n"), n_changed
+    return formats.write_like(text, raw), n_changed
 
 
 def _keep_equal(
-    raw: Sequence[Any], old: Sequence[Any], new: Sequence[Any], written: list[Any], patterns: Patterns
+    raw: Sequence[Any], old: Sequence[Any], new: Sequence[Any], written: list[Any], rules: tuple[Patterns, float]
 ) -> None:
     """Put back, in place, the bytes of what compares equal, output by output and MIME type by MIME type."""
     if len(raw) != len(written):
@@ -175,7 +201,7 @@ def _keep_equal(
     for index, (stored, before, after) in enumerate(zip(raw, old, new, strict=True)):
         if before.output_type != after.output_type:
             continue
-        differing = {key for key, _ in find_differences([before], [after], patterns)}
+        differing = {key for key, _ in find_differences([before], [after], *rules)}
         if not differing:
             written[index] = stored
         for mime in set(stored.get("data", {})) & set(written[index].get("data", {})) - differing:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jinja2
 
+import mlops_lib
 from mlops_lib import data
 from mlops_lib.engines.warm import without_grammar
 
@@ -58,8 +59,17 @@ def write_page(nb: nbformat.NotebookNode, path: Path, folder: Path | None = None
         body,
     )
     before, head, after = body.partition("<head>")
+    after = after.replace(
+        "</head>", f"<style>{_read_css()}</style></head>", 1
+    )  # below nbconvert's own, which it corrects
     with data.atomic_write(path, "w") as file:
         file.write(f"{before}{head}{INERT}{after}")
+
+
+@functools.cache
+def _read_css() -> str:
+    """Return the style of the status page: its classes are left in an output, its own ``<style>`` is taken out."""
+    return (Path(mlops_lib.__file__).parent / "programs" / "operate" / "status.css").read_text(encoding="utf-8")
 
 
 def load_exporter() -> Any:

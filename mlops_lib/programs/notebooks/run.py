@@ -41,6 +41,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 # papermill guesses parameters by regular expressions and warns of those it misses; the signature has checked them all.
 logging.getLogger("papermill").setLevel(logging.ERROR)
 
+PARENT_TAG = "mlflow.parentRunId"  # what MLflow's own pages nest runs by
 STOPPED_TAG = "mlops.stopped"  # on a run that ended early on purpose: why
 
 
@@ -77,6 +78,7 @@ def run_notebook(
     cached: bool = False,
     progress: Progress | None = None,
     kernel_name: str | None = None,
+    parent: str | None = None,
 ) -> NotebookRun:
     """Execute a notebook with parameters, as one MLflow run.
 
@@ -97,6 +99,8 @@ def run_notebook(
         Called with cell number, number of cells and the cell's title before each code cell.
     kernel_name : str, optional
         A kernelspec; by default the one that the notebook names.
+    parent : str, optional
+        Id of the run that this one is shown under, as MLflow nests runs.
 
     Raises
     ------
@@ -108,6 +112,7 @@ def run_notebook(
     (execution,) = plan(
         project, notebook, [parameters or {}], timeout_s=timeout_s, kernel_name=kernel_name, progress=progress
     )
+    execution.tags = {PARENT_TAG: parent} if parent else {}
     return (execution.find_cached() if cached else None) or execution.execute()
 
 
@@ -264,6 +269,8 @@ class Execution:
                 "MLFLOW_EXPERIMENT_ID": experiment_id,
                 "MLOPS_NOTEBOOK": str(self.path),
                 **({"MLOPS_PROJECT": str(project.file)} if project.file else {}),
+                # Experiments that plain MLflow makes keep their files beside the store, not in the working folder.
+                "_MLFLOW_SERVER_ARTIFACT_ROOT": store.artifact_root(project.tracking_uri) or "",
             }
             begin = _record_reads(project, log)
             with ThreadPoolExecutor(1) as beside:  # while the kernel starts
@@ -281,7 +288,7 @@ class Execution:
             result = find_result(nb)
             if result:
                 client.log_dict(self.run_id, result, "result.json")
-            inputs, reasons = reads.read_log(log)
+            inputs, reasons = reads.read_log(log, "\n".join(c.source for c in nb.cells if c.cell_type == "code"))
             client.log_text(self.run_id, json.dumps(inputs, indent=1), cache.INPUTS_FILE)
             uncacheable = "; ".join(reasons)[:2000]
             last_tags = {cache.UNCACHEABLE_TAG: uncacheable} if uncacheable else {cache.KEY_TAG: key}
@@ -327,7 +334,7 @@ class Execution:
 def prepare_execution(nb: nbformat.NotebookNode, path: Path, kernel_name: str) -> Execution:
     """Return the execution of a notebook that stock papermill has parameterized; its parameters are checked now."""
     given = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
-    (execution,) = plan(load_project(), path, [given], kernel_name=kernel_name)
+    (execution,) = plan(load_project(or_here=True), path, [given], kernel_name=kernel_name)
     return execution
 
 

@@ -33,6 +33,7 @@ from mlops_lib.programs.notebooks import cache, keys, remote
 from mlops_lib.programs.notebooks.driver import Progress
 from mlops_lib.programs.notebooks.jobs import run_each
 from mlops_lib.programs.notebooks.run import (
+    PARENT_TAG,
     Execution,
     NotebookRun,
     connect,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 SWEEP_TAG = "mlops.sweep"
 TRIAL_TAG = "mlops.trial"
-PARENT_TAG = "mlflow.parentRunId"  # what MLflow's own pages nest runs by
 TRIALS_FILE = "trials.csv"
 FIGURE_FILE = "sweep.png"
 OUTCOME = ("status", "run_id", "duration_s", "error")

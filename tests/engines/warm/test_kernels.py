@@ -30,7 +30,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
 from mlops_lib.engines import warm
-from mlops_lib.engines.warm import provisioner
+from mlops_lib.engines.warm import provisioner, servers
 from mlops_lib.engines.warm.keys import compute_key, runtime_directory
 from mlops_lib.errors import WarmKernelError
 
@@ -55,6 +55,7 @@ def directory_of_servers() -> Iterator[Path]:
         patch.setenv("IPYTHONDIR", str(directory / "ipython"))
         patch.setenv("JUPYTER_PATH", str(directory / "share" / "jupyter"))
         patch.setenv("MLFLOW_DISABLE_AGENT_HINT", "true")
+        patch.setenv("MLOPS_WARM", "wait")
         warm.install(directory)
         yield directory
         warm.stop()
@@ -189,6 +190,21 @@ def test_a_server_prepared_in_the_background_is_the_one_that_forks(fresh):
     with kernel() as run:
         assert run("print(1 + 1)") == "2"
         assert [(server["key"], len(server["kernels"])) for server in warm.status()] == [(prepared, 1)]
+
+
+def test_the_first_kernel_of_an_environment_is_plain_and_waits_for_no_server(fresh, tmp_path, monkeypatch, explained):
+    monkeypatch.delenv("MLOPS_WARM")
+    monkeypatch.setattr(servers, "_has_prepared", False)
+    write_module(tmp_path / "slow", "numpy", "import time; time.sleep(2); raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'slow'}{os.pathsep}{tmp_path / 'light'}")
+    for _ in range(2):
+        with kernel() as run:
+            assert not is_warm(run)
+            assert warm.status() == []
+    wait_until(lambda: len(warm.status()) == 1)
+    with kernel() as run:
+        assert is_warm(run)
+    assert explained() == []
 
 
 def test_kernels_of_one_server_share_no_state():
@@ -455,6 +471,26 @@ def test_another_environment_gets_another_server(fresh, monkeypatch):
             parents = {server_of(run.manager.provisioner.pid) for run in (one, other)}
     assert parents == {server["pid"] for server in warm.status()}
     assert same is not other
+
+
+def test_the_number_of_servers_is_bounded_and_none_that_works_is_ended(fresh, monkeypatch, explained):
+    monkeypatch.setattr(servers, "MAX_SERVERS", 2)
+
+    def kernel_of(environment):
+        return kernel(env={**os.environ, "OMP_NUM_THREADS": environment})
+
+    with kernel_of("2") as run:
+        first = server_of(run.manager.provisioner.pid)
+        with kernel_of("3") as other, kernel_of("4") as third:
+            second = server_of(other.manager.provisioner.pid)
+            assert not is_warm(third)
+            assert "2 servers of other environments are busy" in explained()[0]
+        wait_until(lambda: not any(server["kernels"] for server in warm.status() if server["pid"] == second))
+        with kernel_of("4") as third:
+            assert is_warm(third)
+            assert is_gone(second)
+            assert {server["pid"] for server in warm.status()} == {first, server_of(third.manager.provisioner.pid)}
+        assert is_warm(run)
 
 
 def test_the_hash_seed_of_the_client_counts(fresh):

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+import servers
 from notebook_files import last_run, write_notebook
 from test_cli import write_project
 from test_kernels import HEAVY, is_gone, wait_until, write_module
@@ -60,15 +61,8 @@ def start_server(directory: Path) -> int:
 @pytest.fixture(scope="module", autouse=True)
 def server_pid() -> Iterator[int]:
     """Give the commands of this file a server of their own; yield its process number."""
-    directory = Path(tempfile.mkdtemp(prefix="mk-"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLOPS_RUNTIME_DIR", str(directory))
-        patch.setenv("MLFLOW_DISABLE_AGENT_HINT", "true")
-        patch.delenv("MLOPS_WARM")
-        patch.delenv("PYTHONUNBUFFERED", raising=False)
+    with servers.own_kernel_server("MLOPS_WARM", "PYTHONUNBUFFERED") as directory:
         yield start_server(directory)
-        warm.stop()
-    shutil.rmtree(directory)
 
 
 @pytest.fixture

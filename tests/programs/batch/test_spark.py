@@ -266,7 +266,7 @@ def test_a_store_that_is_a_file_is_no_store_for_trials_elsewhere(project: Projec
 
 @pytest.mark.parametrize("options", [["--on", "fire"], ["--on", "spark", "--rows", "5"]])
 def test_spark_is_asked_for_by_its_name(project: Project, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlops_lib.project.load_project", lambda file: project)
+    monkeypatch.setattr("mlops_lib.project.load_project", lambda file, **_: project)
     done = CliRunner().invoke(cli.main, ["score", "a.parquet", "b.parquet", *options])
     assert done.exit_code == 2
     assert "--on takes spark" in done.output

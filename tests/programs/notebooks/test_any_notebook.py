@@ -127,7 +127,7 @@ def test_a_notebook_of_papermill_runs_with_untyped_parameters(project: Project, 
 
 
 def test_values_with_commas_are_one_value_of_a_sweep(project: Project, folder: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("mlops_lib.project.load_project", lambda file: project)
+    monkeypatch.setattr("mlops_lib.project.load_project", lambda file, **_: project)
     source = "from mlops_lib import tracking\ntracking.record_result(total=float(sum(values)))"
     write_notebook(folder, source, parameters="values: list[int] = [0]  # to add")
     done = CliRunner().invoke(cli.main, ["sweep", "nb", "-g", "values=[1, 2],[3]", "--json"])
@@ -270,7 +270,7 @@ def test_a_notebook_ends_early_on_purpose(project: Project, folder: Path, monkey
     assert (run.info.status, run.data.tags["mlops.stopped"]) == ("FINISHED", "no new data")
     again = notebooks.run_notebook(project, path, cached=True)
     assert (again.cached, again.stopped) == (True, "no new data")
-    monkeypatch.setattr("mlops_lib.project.load_project", lambda file: project)
+    monkeypatch.setattr("mlops_lib.project.load_project", lambda file, **_: project)
     done = CliRunner().invoke(cli.main, ["run", "nb", "--json"])
     assert (done.exit_code, json.loads(done.stdout)["stopped"]) == (0, "no new data")
 
@@ -344,6 +344,12 @@ def test_a_store_whose_experiment_was_deleted_says_how_to_restore_it(project: Pr
     client.delete_experiment(client.get_experiment_by_name("toy").experiment_id)
     with pytest.raises(StoreError, match="mlflow experiments restore --experiment-id"):
         notebooks.run_notebook(project, path)
+
+
+def test_a_notebook_that_sets_another_experiment_is_told_what_to_take_out(project: Project, folder: Path) -> None:
+    cell = 'import mlflow\nmlflow.set_experiment("other")\nmlflow.start_run()'
+    with pytest.raises(NotebookError, match=r"take mlflow.set_experiment\(...\) out of the notebook"):
+        notebooks.run_notebook(project, write_notebook(folder, cell, parameters=None))
 
 
 # --- the page ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import matplotlib as mpl
 import nbformat
 import psutil
 import pytest
+import servers
 from click.testing import CliRunner, Result
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -36,7 +36,7 @@ from mlops_lib.engines import warm
 from mlops_lib.errors import NotFoundError
 from mlops_lib.programs import notebooks
 from mlops_lib.programs.notebooks import check as check_module
-from mlops_lib.programs.notebooks import outputs
+from mlops_lib.programs.notebooks import outputs, places
 from mlops_lib.report import Report, Row
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -53,6 +53,8 @@ project = Project(
     features=("size",),
     arrivals="data/arrivals/{period}.parquet",
     labels="data/labels/{period}.parquet",
+    chain=True,
+    notebook_style=True,
 )
 """
 MAKE = (
@@ -93,14 +95,8 @@ def write_cells(path: Path, cells: tuple[str, ...]) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def kernel_server() -> Iterator[None]:
     """Give the tests of this file a kernel server of their own."""
-    directory = Path(tempfile.mkdtemp(prefix="mk-"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLOPS_RUNTIME_DIR", str(directory))
-        patch.setenv("MLFLOW_DISABLE_AGENT_HINT", "true")
-        patch.delenv("MLOPS_PROJECT", raising=False)
+    with servers.own_kernel_server("MLOPS_PROJECT"):
         yield
-        warm.stop()
-    shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +132,14 @@ def passed(committed: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     shutil.copytree(committed, copy, dirs_exist_ok=True)
     report = check(copy / "notebooks")
     assert report.passed, report
-    return (copy / "notebooks" / check_module.RECORD).read_text()
+    return (copy / "notebooks" / places.RECORD).read_text()
 
 
 @pytest.fixture
 def checked(folder: Path, passed: str) -> None:
     """Give the copy that record: it has passed a check, and the next one would run nothing."""
-    (folder / check_module.RECORD).parent.mkdir()
-    (folder / check_module.RECORD).write_text(passed)
+    (folder / places.RECORD).parent.mkdir()
+    (folder / places.RECORD).write_text(passed)
     assert check(folder).facts == {"executed": 0}
 
 

@@ -373,6 +373,7 @@ def test_a_cell_that_raises_leaves_a_failed_run_and_names_cell_line_and_copy(
     ("kill", "ended"),
     [
         ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("import os; os.kill(os.getpid(), 40)", "killed by signal 40"),
         ("import os; os._exit(3)", "exit status 3"),
         ("import ctypes; ctypes.string_at(0)", "killed by SIGSEGV"),
     ],
@@ -514,7 +515,7 @@ def test_a_stopped_run_is_killed_and_leaves_no_process(
     assert is_gone(grandchild)
     executed = next(project.runs_path.glob("*/nb.ipynb"))
     assert statuses(executed) == ["failed", "pending"]
-    record(10, ours="the run is FAILED or KILLED, and no process is left")
+    record(10, ours="the run is FAILED or KILLED, and no process of its session is left")
 
 
 def test_a_killed_runner_takes_its_kernel_and_grandchildren_along(project: Project, folder: Path) -> None:

@@ -119,6 +119,9 @@ def test_limits_are_the_projects(in_prod: Project) -> None:
     assert seen.quality.failures
     waiting = replace(in_prod, monitoring=Monitoring(max_loss=-1, min_labelled=5000))
     assert not operate.monitor_period(waiting, "p2").quality.failures
+    seldom = replace(in_prod, monitoring=Monitoring(alarms_a_year=2, periods_a_year=12))
+    seen = operate.monitor_period(seldom, "p2")
+    assert seen.drift.facts["alarm_level"] == 2 / 12 / (2 * (len(in_prod.features) + 1)), "the features and the score"
 
 
 def test_a_loss_that_chance_explains_is_no_alarm_and_one_that_it_does_not_is(in_prod: Project) -> None:
@@ -212,6 +215,15 @@ def test_no_project_is_one_row_and_nothing_else_is_looked_at(tmp_path: Path) -> 
     report = operate.examine(tmp_path / "gone.py")
     assert rows_of(report) == {"project": "failed"}
     assert "gone.py" in report.rows[0].reason
+
+
+@pytest.mark.parametrize("experiment", ["toy", "toy.ledger"])
+def test_a_deleted_experiment_is_told(in_prod: Project, file: Path, experiment: str) -> None:
+    client = mlflow.MlflowClient(in_prod.tracking_uri)
+    client.delete_experiment(client.get_experiment_by_name(experiment).experiment_id)
+    report = operate.examine(file)
+    assert f"Experiment '{experiment}'" in report.failures[0].reason
+    assert "mlflow experiments restore --experiment-id" in report.failures[0].reason
 
 
 def test_no_data_is_told(project: Project, file: Path) -> None:
